@@ -1,0 +1,2 @@
+//! Black-box conformance suite for a system generation node.
+fn main() {}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The numbers and names of the contract, and nothing else of it.
+//!
+//! `include/uapi/linux/{sysgenid,vmgenid}.h` says the same for C programs; a test compiles those
+//! headers and compares.
+
+use super::{Error, Generation, Timeout};
+
+/// The size of what `read` returns and `write` takes, in bytes: one native-endian `u32`.
+pub const GENERATION_SIZE: usize = 4;
+
+/// Where the live generation is in the mapped page, in bytes from its start. The rest is zero.
+pub const PAGE_GENERATION_OFFSET: usize = 0;
+
+/// The ioctl type of the family from the 2020 proposal.
+pub const VMGENID_IOCTL_TYPE: u8 = 0x2d;
+
+/// The ioctl type of the family from its last revisions.
+pub const SYSGENID_IOCTL_TYPE: u8 = 0xe4;
+
+/// Returns the number of tracked, outdated watchers. The argument is ignored.
+pub const VMGENID_GET_OUTDATED_WATCHERS: u32 = io(VMGENID_IOCTL_TYPE, 1);
+
+/// Waits until no tracked watcher is outdated. The argument is a time-out in milliseconds, 0 is for
+/// ever.
+pub const VMGENID_WAIT_WATCHERS: u32 = io(VMGENID_IOCTL_TYPE, 2);
+
+/// Bumps the generation by one. The argument is ignored.
+pub const VMGENID_FORCE_GEN_UPDATE: u32 = io(VMGENID_IOCTL_TYPE, 3);
+
+/// Makes the caller's watcher tracked (argument not 0) or not (0).
+pub const SYSGENID_SET_WATCHER_TRACKING: u32 = io(SYSGENID_IOCTL_TYPE, 1);
+
+/// The same as [`VMGENID_WAIT_WATCHERS`].
+pub const SYSGENID_WAIT_WATCHERS: u32 = io(SYSGENID_IOCTL_TYPE, 2);
+
+/// Bumps the generation to at least the argument.
+pub const SYSGENID_TRIGGER_GEN_UPDATE: u32 = io(SYSGENID_IOCTL_TYPE, 3);
+
+/// The field names of `/proc/PID/fdinfo/FD`, in their order: the current generation, the one that
+/// the watcher acknowledged, whether it is tracked, and whether it is outdated (0 or 1).
+pub const FDINFO_FIELDS: [&str; 4] = ["generation", "acknowledged", "tracked", "outdated"];
+
+/// The variable of the `change` uevent that carries the new generation, in decimal.
+pub const UEVENT_VARIABLE: &str = "SYSGENID_GENERATION";
+
+/// `_IO(kind, number)` of `<asm/ioctl.h>`: the argument is passed by value.
+const fn io(kind: u8, number: u8) -> u32 {
+    // A few architectures encode "no direction" as 1 instead of 0.
+    const NO_DIRECTION: u32 = if cfg!(any(
+        target_arch = "mips",
+        target_arch = "mips64",
+        target_arch = "powerpc",
+        target_arch = "powerpc64",
+        target_arch = "sparc",
+        target_arch = "sparc64",
+    )) {
+        1 << 29
+    } else {
+        0
+    };
+    NO_DIRECTION | (kind as u32) << 8 | number as u32
+}
+
+/// The two nodes. They share one generation and accept the same calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Node {
+    /// `/dev/vmgenid`, faithful to the 2020 proposal: whoever opens it counts.
+    Vmgenid,
+    /// `/dev/sysgenid`, faithful to its last revisions: whoever opens it counts once it asks to.
+    Sysgenid,
+}
+
+impl Node {
+    /// The file name under `/dev`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Node::Vmgenid => "vmgenid",
+            Node::Sysgenid => "sysgenid",
+        }
+    }
+
+    /// The permission bits that the node has unless the system's configuration says otherwise.
+    pub const fn default_mode(self) -> u16 {
+        match self {
+            Node::Vmgenid => 0o600,
+            Node::Sysgenid => 0o644,
+        }
+    }
+
+    /// Whether a new watcher is tracked.
+    pub const fn tracks_new_watchers(self) -> bool {
+        matches!(self, Node::Vmgenid)
+    }
+}
+
+/// What a description was opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// It cannot write, hence never acknowledge.
+    ReadOnly,
+    /// It can write, and may or may not read.
+    ReadWrite,
+}
+
+/// A decoded ioctl.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Ioctl {
+    /// Return [`Registry::outdated_watchers`](super::Registry::outdated_watchers).
+    CountOutdatedWatchers,
+    /// Block as [`Registry::wait`](super::Registry::wait) says, at most for this long.
+    WaitWatchers(Timeout),
+    /// [`Registry::set_tracking`](super::Registry::set_tracking).
+    SetTracking(bool),
+    /// [`Registry::trigger`](super::Registry::trigger) with this raw minimum.
+    Trigger {
+        /// The argument of the ioctl, unchecked: whether the caller may trigger at all comes first.
+        minimum: u64,
+    },
+}
+
+impl Ioctl {
+    /// Decodes a request number and its argument, which is passed by value.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownIoctl`] if neither family has such a request.
+    pub const fn decode(request: u32, argument: u64) -> Result<Self, Error> {
+        match request {
+            VMGENID_GET_OUTDATED_WATCHERS => Ok(Ioctl::CountOutdatedWatchers),
+            VMGENID_WAIT_WATCHERS | SYSGENID_WAIT_WATCHERS => {
+                Ok(Ioctl::WaitWatchers(Timeout::from_argument(argument)))
+            }
+            VMGENID_FORCE_GEN_UPDATE => Ok(Ioctl::Trigger { minimum: 0 }),
+            SYSGENID_SET_WATCHER_TRACKING => Ok(Ioctl::SetTracking(argument != 0)),
+            SYSGENID_TRIGGER_GEN_UPDATE => Ok(Ioctl::Trigger { minimum: argument }),
+            _ => Err(Error::UnknownIoctl),
+        }
+    }
+}
+
+/// A request to map the page of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Mapping {
+    /// Pages from the start of the node to the start of the mapping.
+    pub first_page: u64,
+    /// The length in pages, rounded up.
+    pub pages: u64,
+    /// Whether it asks for `PROT_WRITE`.
+    pub writable: bool,
+    /// Whether it asks for `PROT_EXEC`.
+    pub executable: bool,
+}
+
+impl Mapping {
+    /// Whether the page may be mapped so. A front end that agrees must also see to it that the
+    /// mapping can never become writable or executable, grow, or be dumped.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] for anything but the first page, [`Error::NotPermitted`] for a mapping that
+    /// wants more than to read.
+    pub const fn check(&self) -> Result<(), Error> {
+        if self.first_page != 0 || self.pages != 1 {
+            return Err(Error::Invalid);
+        }
+        if self.writable || self.executable {
+            return Err(Error::NotPermitted);
+        }
+        Ok(())
+    }
+}
+
+/// The minimum of a trigger, from the ioctl's argument.
+pub(super) fn minimum_from_argument(argument: u64) -> Result<Generation, Error> {
+    match u32::try_from(argument) {
+        Ok(minimum) => Ok(Generation::new(minimum)),
+        Err(_) => Err(Error::Invalid),
+    }
+}

@@ -1,0 +1,2 @@
+//! Builds the kernel modules and proves them in virtual machines.
+fn main() {}
