@@ -24,7 +24,10 @@ pub struct Registry {
 }
 
 /// One open file description of a node.
-#[derive(Debug, PartialEq, Eq, Hash)]
+///
+/// A clone is for a front end that has to move a watcher through its lock; it takes the place of the
+/// original and is not another watcher.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[must_use = "a watcher that is not closed is counted for ever"]
 pub struct Watcher {
     acknowledged: Epoch,

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A page whose first four bytes are a counter that user space maps and reads.
+
+use kernel::{
+    alloc::flags::__GFP_ZERO,
+    bindings,
+    mm::virt::VmaNew,
+    page::Page,
+    prelude::*,
+    sync::atomic::{
+        ordering::Release,
+        Atomic, //
+    },
+};
+
+/// A zeroed page with a `u32` at its start.
+pub(crate) struct CounterPage {
+    page: Page,
+}
+
+impl CounterPage {
+    /// Allocates the page. The counter and everything behind it is zero.
+    pub(crate) fn new() -> Result<Self> {
+        let page = Page::alloc_page(GFP_KERNEL | __GFP_ZERO)?;
+        Ok(Self { page })
+    }
+
+    /// Stores the counter, ordered after everything that the caller did before.
+    ///
+    /// Everybody who has the page mapped sees the new value at once.
+    pub(crate) fn store(&self, value: u32) {
+        // SAFETY: The page is valid for as long as `self` is.
+        let start = unsafe { bindings::kmap_local_page(self.page.as_ptr()) };
+        // SAFETY: The mapping is writable and aligned to a page until it is undone below, and the
+        // kernel only ever accesses these bytes through this atomic.
+        let counter = unsafe { Atomic::from_ptr(start.cast::<u32>()) };
+        counter.store(value, Release);
+        // SAFETY: This undoes the latest local mapping of this thread.
+        unsafe { bindings::kunmap_local(start) };
+    }
+
+    /// Maps the page into `vma`, for reading and for ever so: the mapping can neither become
+    /// writable or executable nor grow, and is left out of core dumps.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if `vma` is writable or executable already; `ENOMEM` if there is no memory for page
+    /// tables.
+    pub(crate) fn map(&self, vma: &VmaNew) -> Result {
+        vma.try_clear_maywrite()?;
+        vma.try_clear_mayexec()?;
+        vma.set_dontexpand();
+        vma.set_dontdump();
+        vma.set_mixedmap().vm_insert_page(vma.start(), &self.page)
+    }
+}
+
+/// The offset of a mapping into its file, in pages.
+pub(crate) fn first_page(vma: &VmaNew) -> usize {
+    // SAFETY: The area is being set up by the caller, so nobody writes to it.
+    unsafe { (*vma.as_ptr()).vm_pgoff }
+}

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A misc device that can be polled and that carries data.
+//!
+//! [`kernel::miscdevice`] has neither `poll` nor a way to reach the driver's state from `open`, and
+//! sets no permission bits. This adds the three on top of its table of file operations.
+//!
+//! C header: [`include/linux/miscdevice.h`](srctree/include/linux/miscdevice.h)
+
+use core::marker::PhantomData;
+use kernel::{
+    bindings,
+    device,
+    error::to_result,
+    fs::{
+        File,
+        Kiocb, //
+    },
+    iov::{
+        IovIterDest,
+        IovIterSource, //
+    },
+    miscdevice::{
+        MiscDevice,
+        MiscDeviceOptions,
+        MiscDeviceRegistration, //
+    },
+    mm::virt::VmaNew,
+    prelude::*,
+    seq_file::SeqFile,
+    sync::poll::PollTable,
+    types::{
+        ForeignOwnable,
+        Opaque, //
+    },
+};
+
+/// The events that `poll` returns for a file with something to read.
+pub(crate) const READABLE: u32 = bindings::POLLIN | bindings::POLLRDNORM;
+
+/// Shorthand for the private data of an open file, as the calls below borrow it.
+pub(crate) type Borrowed<'a, T> = <<T as Device>::Ptr as ForeignOwnable>::Borrowed<'a>;
+
+/// What a misc device does. Every call runs in process context and may sleep.
+pub(crate) trait Device: Sized + 'static {
+    /// The state that all openers of the device share.
+    type Data: Send + Sync;
+
+    /// The private data of an open file.
+    type Ptr: ForeignOwnable + Send + Sync;
+
+    /// Opens the device.
+    fn open(file: &File, data: &Self::Data) -> Result<Self::Ptr>;
+
+    /// Called when the last reference to the open file is gone.
+    fn release(opened: Self::Ptr);
+
+    /// Reads from an open file.
+    fn read(opened: Borrowed<'_, Self>, file: &File, to: &mut IovIterDest<'_>) -> Result<usize>;
+
+    /// Writes to an open file.
+    fn write(opened: Borrowed<'_, Self>, file: &File, from: &mut IovIterSource<'_>) -> Result<usize>;
+
+    /// Registers with a wait queue through `table`, then returns the events that are pending.
+    fn poll(opened: Borrowed<'_, Self>, file: &File, table: PollTable<'_>) -> u32;
+
+    /// Sets up a mapping of an open file.
+    fn mmap(opened: Borrowed<'_, Self>, vma: &VmaNew) -> Result;
+
+    /// Carries out an ioctl whose argument is passed by value; for 32-bit callers, too, whose
+    /// argument is then zero-extended.
+    fn ioctl(opened: Borrowed<'_, Self>, command: u32, argument: usize) -> Result<isize>;
+
+    /// Prints to `/proc/PID/fdinfo/FD`.
+    fn show_fdinfo(opened: Borrowed<'_, Self>, to: &SeqFile);
+}
+
+/// The name and permission bits of a misc device.
+pub(crate) struct Options {
+    /// The file name under `/dev`.
+    pub(crate) name: &'static CStr,
+    /// The permission bits that devtmpfs gives the file.
+    pub(crate) mode: u16,
+}
+
+/// A registered misc device.
+///
+/// # Invariants
+///
+/// `misc` is registered, `misc.fops` points to `fops`, and `misc` stands first, so that a pointer to
+/// it is a pointer to the whole.
+#[repr(C)]
+#[pin_data(PinnedDrop)]
+pub(crate) struct Registration<T: Device> {
+    #[pin]
+    misc: Opaque<bindings::miscdevice>,
+    #[pin]
+    fops: Opaque<bindings::file_operations>,
+    data: T::Data,
+}
+
+// SAFETY: A misc device may be deregistered on another thread, and `T::Data` is `Send`.
+unsafe impl<T: Device> Send for Registration<T> {}
+// SAFETY: `misc` and `fops` are not written after registration, and `T::Data` is `Sync`.
+unsafe impl<T: Device> Sync for Registration<T> {}
+
+impl<T: Device> Registration<T> {
+    /// Registers a misc device. `module` is pinned while a file of it is open.
+    pub(crate) fn new(
+        options: Options,
+        module: &'static ThisModule,
+        data: T::Data,
+    ) -> impl PinInit<Self, Error> {
+        // INVARIANT: `misc` is initialised last, and an error of `misc_register` ends the
+        // initialisation.
+        try_pin_init!(&this in Self {
+            data,
+            fops <- Opaque::ffi_init(move |slot: *mut bindings::file_operations| {
+                let plain = MiscDeviceOptions { name: options.name }.into_raw::<Adapter<T>>();
+                // SAFETY: `into_raw` sets `fops` to a valid static table.
+                let mut fops = unsafe { *plain.fops };
+                fops.owner = module.as_ptr();
+                fops.poll = Some(poll_callback::<T>);
+                // SAFETY: The slot is valid for writes.
+                unsafe { slot.write(fops) };
+            }),
+            misc <- Opaque::try_ffi_init(move |slot: *mut bindings::miscdevice| {
+                let mut misc = MiscDeviceOptions { name: options.name }.into_raw::<Adapter<T>>();
+                misc.mode = options.mode;
+                // SAFETY: `this` points to the pinned value that is being initialised, whose `fops`
+                // is initialised above.
+                misc.fops = unsafe { (*this.as_ptr()).fops.get() };
+                // SAFETY: The slot is valid for writes.
+                unsafe { slot.write(misc) };
+                // SAFETY: The slot holds a complete `miscdevice` that stays in place until the
+                // destructor has deregistered it.
+                to_result(unsafe { bindings::misc_register(slot) })
+            }),
+        })
+    }
+
+    /// The device under `/sys/class/misc`.
+    pub(crate) fn device(&self) -> &device::Device {
+        // SAFETY: By the type invariants the device is registered, hence `this_device` is valid for
+        // as long as `self` is.
+        unsafe { device::Device::from_raw((*self.misc.get()).this_device) }
+    }
+}
+
+#[pinned_drop]
+impl<T: Device> PinnedDrop for Registration<T> {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: By the type invariants the device is registered.
+        unsafe { bindings::misc_deregister(self.misc.get()) };
+    }
+}
+
+/// Forwards the calls that the kernel crate knows.
+///
+/// Nothing outside this file can name it, so the only registrations of it are [`Registration`]s.
+struct Adapter<T>(PhantomData<T>);
+
+#[vtable]
+impl<T: Device> MiscDevice for Adapter<T> {
+    type Ptr = T::Ptr;
+
+    fn open(file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<T::Ptr> {
+        // SAFETY: Only `Registration::new` registers a device with the table of `Adapter<T>`, and
+        // there `misc` stands first in a `Registration<T>` by the type invariants.
+        let registration = unsafe { &*misc.as_raw().cast::<Registration<T>>() };
+        T::open(file, &registration.data)
+    }
+
+    fn release(opened: T::Ptr, _file: &File) {
+        T::release(opened);
+    }
+
+    fn mmap(opened: Borrowed<'_, T>, _file: &File, vma: &VmaNew) -> Result {
+        T::mmap(opened, vma)
+    }
+
+    fn read_iter(kiocb: Kiocb<'_, T::Ptr>, to: &mut IovIterDest<'_>) -> Result<usize> {
+        T::read(kiocb.file(), file_of(&kiocb), to)
+    }
+
+    fn write_iter(kiocb: Kiocb<'_, T::Ptr>, from: &mut IovIterSource<'_>) -> Result<usize> {
+        T::write(kiocb.file(), file_of(&kiocb), from)
+    }
+
+    fn ioctl(opened: Borrowed<'_, T>, _file: &File, command: u32, argument: usize) -> Result<isize> {
+        T::ioctl(opened, command, argument)
+    }
+
+    #[cfg(CONFIG_COMPAT)]
+    fn compat_ioctl(
+        opened: Borrowed<'_, T>,
+        _file: &File,
+        command: u32,
+        argument: usize,
+    ) -> Result<isize> {
+        // `compat_ptr_ioctl()`, the default, would treat the argument as a pointer.
+        T::ioctl(opened, command, argument)
+    }
+
+    fn show_fdinfo(opened: Borrowed<'_, T>, to: &SeqFile, _file: &File) {
+        T::show_fdinfo(opened, to);
+    }
+}
+
+/// The file that a kiocb is for.
+fn file_of<'a, P: ForeignOwnable>(kiocb: &'a Kiocb<'_, P>) -> &'a File {
+    // SAFETY: A valid kiocb refers to a valid file that outlives it, and a read or write through a
+    // kiocb of a device file holds no `fdget_pos` position.
+    unsafe { File::from_raw_file((*kiocb.as_raw()).ki_filp) }
+}
+
+/// # Safety
+///
+/// `file` must be an open file of a [`Registration<T>`], and `table` null or a valid poll table.
+unsafe extern "C" fn poll_callback<T: Device>(
+    file: *mut bindings::file,
+    table: *mut bindings::poll_table,
+) -> bindings::__poll_t {
+    // SAFETY: `open` stored a foreign `T::Ptr`, which is not taken back before `release`.
+    let opened = unsafe { <T::Ptr as ForeignOwnable>::borrow((*file).private_data) };
+    // SAFETY: The caller passes a valid file, and `poll` holds no `fdget_pos` position.
+    let file = unsafe { File::from_raw_file(file) };
+    // SAFETY: The caller passes null or a valid table.
+    let table = unsafe { PollTable::from_raw(table) };
+    T::poll(opened, file, table)
+}

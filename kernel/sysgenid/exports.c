@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Exports from this module. Rust modules cannot export symbols themselves.
+ */
+
+#include <linux/export.h>
+
+#include "sysgenid.h"
+
+EXPORT_SYMBOL_GPL(sysgenid_bump_generation);

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The files `/dev/vmgenid` and `/dev/sysgenid`: system calls in, results out.
+//!
+//! What a call means is decided by [`Registry`](crate::sysgenid_core::Registry).
+
+use crate::{
+    capability,
+    counter_page,
+    instance::Instance,
+    miscdevice::{
+        self,
+        READABLE, //
+    },
+    sysgenid_core::{
+        abi,
+        Access,
+        Error,
+        Ioctl,
+        Mapping,
+        Node,
+        Patience,
+        Read,
+        Registry,
+        Timeout,
+        Wait,
+        Watcher, //
+    },
+    timed_wait_queue::Ended, //
+};
+use kernel::{
+    fs::{
+        file::flags,
+        File, //
+    },
+    iov::{
+        IovIterDest,
+        IovIterSource, //
+    },
+    mm::virt::VmaNew,
+    page::PAGE_SIZE,
+    prelude::*,
+    seq_file::SeqFile,
+    seq_print,
+    str::CStr,
+    sync::{
+        poll::PollTable,
+        Arc,
+        LockedBy, //
+    }, //
+};
+
+/// Which node an opener opened, and of which instance.
+pub(crate) struct NodeData {
+    /// The node.
+    pub(crate) node: Node,
+    /// The instance that it belongs to.
+    pub(crate) instance: Arc<Instance>,
+}
+
+/// How the node is named under `/dev`, and who may open it.
+pub(crate) const fn options(node: Node) -> miscdevice::Options {
+    let name: &CStr = match node {
+        Node::Vmgenid => c"vmgenid",
+        Node::Sysgenid => c"sysgenid",
+    };
+    miscdevice::Options {
+        name,
+        mode: node.default_mode(),
+    }
+}
+
+/// An open file description of a node: a watcher.
+pub(crate) struct Description {
+    instance: Arc<Instance>,
+    watcher: LockedBy<Watcher, Registry>,
+}
+
+impl Description {
+    /// Changes the accounts and this watcher under the lock.
+    fn update<R>(&self, change: impl FnOnce(&mut Registry, &mut Watcher) -> R) -> R {
+        let mut registry = self.instance.registry.lock();
+        // The lock lends out either the registry or the watcher, so the watcher is changed in a copy.
+        let mut watcher = self.watcher.access(&registry).clone();
+        let result = change(&mut registry, &mut watcher);
+        *self.watcher.access_mut(&mut registry) = watcher;
+        result
+    }
+
+    /// Asks, at this moment, what a wait for all tracked watchers does.
+    fn attempt_wait(&self, patience: Patience) -> Result<Wait, Error> {
+        let registry = self.instance.registry.lock();
+        registry.wait(self.watcher.access(&registry), patience)
+    }
+
+    /// Sleeps until all tracked watchers have acknowledged.
+    fn wait(&self, timeout: Timeout) -> Result<(), Error> {
+        let outcome = self.instance.settled.wait(timeout.nanoseconds(), || {
+            match self.attempt_wait(Patience::Sleep) {
+                Ok(Wait::Sleep) => None,
+                answer => Some(answer),
+            }
+        });
+        let answer = outcome.unwrap_or_else(|ended| {
+            self.attempt_wait(match ended {
+                Ended::Signal => Patience::Signal,
+                Ended::TimeOut => Patience::TimeOut,
+            })
+        });
+        answer.map(|_| ())
+    }
+}
+
+impl miscdevice::Device for Description {
+    type Data = NodeData;
+    type Ptr = KBox<Self>;
+
+    fn open(file: &File, data: &NodeData) -> Result<KBox<Self>> {
+        // Everything that can fail comes before the watcher counts.
+        let memory = KBox::new_uninit(GFP_KERNEL_ACCOUNT)?;
+        let instance = data.instance.clone();
+        let watcher = instance.registry.lock().open(data.node, access(file));
+        let watcher = LockedBy::new(&instance.registry, watcher);
+        Ok(KBox::write(memory, Self { instance, watcher }))
+    }
+
+    fn release(description: KBox<Self>) {
+        let wake = description.update(|registry, watcher| registry.close(watcher));
+        description.instance.wake(wake);
+    }
+
+    fn read(description: &Self, file: &File, to: &mut IovIterDest<'_>) -> Result<usize> {
+        let instance = &*description.instance;
+        let mut patience = if file.flags() & flags::O_NONBLOCK != 0 {
+            Patience::None
+        } else {
+            Patience::Sleep
+        };
+        let mut registry = instance.registry.lock();
+        loop {
+            let watcher = description.watcher.access(&registry);
+            match registry.read(watcher, to.len(), patience).map_err(errno)? {
+                Read::Empty => return Ok(0),
+                Read::Generation(generation) => {
+                    drop(registry);
+                    let bytes = generation.to_ne_bytes();
+                    if to.copy_to_iter(&bytes) != bytes.len() {
+                        return Err(EFAULT);
+                    }
+                    return Ok(bytes.len());
+                }
+                Read::Sleep => {
+                    if instance.changed.wait_interruptible(&mut registry) {
+                        patience = Patience::Signal;
+                    }
+                }
+            }
+        }
+    }
+
+    fn write(description: &Self, _file: &File, from: &mut IovIterSource<'_>) -> Result<usize> {
+        // One byte more than a generation has, so that a write that is too long shows as one.
+        let mut buffer = [0; abi::GENERATION_SIZE + 1];
+        let bytes = &mut buffer[..from.len().min(abi::GENERATION_SIZE + 1)];
+        if from.copy_from_iter(bytes) != bytes.len() {
+            return Err(EFAULT);
+        }
+        let wake = description
+            .update(|registry, watcher| registry.write(watcher, bytes))
+            .map_err(errno)?;
+        description.instance.wake(wake);
+        Ok(bytes.len())
+    }
+
+    fn poll(description: &Self, file: &File, table: PollTable<'_>) -> u32 {
+        // Registering comes first: a change after the look then still wakes the poller.
+        table.register_wait(file, &description.instance.changed);
+        let registry = description.instance.registry.lock();
+        if registry.poll(description.watcher.access(&registry)) {
+            READABLE
+        } else {
+            0
+        }
+    }
+
+    fn mmap(description: &Self, vma: &VmaNew) -> Result {
+        let mapping = Mapping {
+            first_page: counter_page::first_page(vma) as u64,
+            pages: ((vma.end() - vma.start()) / PAGE_SIZE) as u64,
+            writable: vma.writable(),
+            executable: vma.executable(),
+        };
+        mapping.check().map_err(errno)?;
+        description.instance.page.map(vma)
+    }
+
+    fn ioctl(description: &Self, command: u32, argument: usize) -> Result<isize> {
+        match Ioctl::decode(command, argument as u64).map_err(errno)? {
+            Ioctl::CountOutdatedWatchers => {
+                let count = description.instance.registry.lock().outdated_watchers();
+                // A system call returns an int.
+                return Ok(i32::try_from(count).unwrap_or(i32::MAX) as isize);
+            }
+            Ioctl::WaitWatchers(timeout) => description.wait(timeout).map_err(errno)?,
+            Ioctl::SetTracking(tracked) => {
+                let wake = description
+                    .update(|registry, watcher| registry.set_tracking(watcher, tracked))
+                    .map_err(errno)?;
+                description.instance.wake(wake);
+            }
+            Ioctl::Trigger { minimum } => {
+                let capable = capability::may_checkpoint_restore();
+                let instance = &description.instance;
+                instance.trigger(capable, minimum).map_err(errno)?;
+            }
+        }
+        Ok(0)
+    }
+
+    fn show_fdinfo(description: &Self, to: &SeqFile) {
+        let registry = description.instance.registry.lock();
+        let watcher = description.watcher.access(&registry).clone();
+        let generation = registry.generation();
+        let outdated = registry.is_outdated(&watcher);
+        drop(registry);
+        let values = [
+            generation.get(),
+            watcher.acknowledged().get(),
+            u32::from(watcher.is_tracked()),
+            u32::from(outdated),
+        ];
+        for (name, value) in abi::FDINFO_FIELDS.iter().zip(values) {
+            seq_print!(to, "{name}:\t{value}\n");
+        }
+    }
+}
+
+/// What the file was opened for. A third access mode, neither reading nor writing but ioctls only,
+/// counts as one that cannot write.
+fn access(file: &File) -> Access {
+    match file.flags() & flags::O_ACCMODE {
+        flags::O_WRONLY | flags::O_RDWR => Access::ReadWrite,
+        _ => Access::ReadOnly,
+    }
+}
+
+/// The errno of an error of the contract.
+fn errno(error: Error) -> kernel::error::Error {
+    match error {
+        Error::Invalid => EINVAL,
+        Error::WouldBlock => EAGAIN,
+        Error::Restart => ERESTARTSYS,
+        Error::Interrupted => EINTR,
+        Error::TimedOut => ETIME,
+        Error::NotWritable => EBADF,
+        Error::NotCapable => EACCES,
+        Error::NotPermitted => EPERM,
+        Error::UnknownIoctl => ENOTTY,
+    }
+}

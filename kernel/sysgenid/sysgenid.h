@@ -1,0 +1,10 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the sysgenid module offers to other modules.
+ */
+#ifndef _SYSGENID_H
+#define _SYSGENID_H
+
+void sysgenid_bump_generation(void);
+
+#endif /* _SYSGENID_H */

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The state machine, from the very files that the user-space daemon is built from.
+
+// The user-space daemon and the tests use more of it than this module does, from outside.
+#![allow(dead_code, unreachable_pub)]
+
+#[path = "../core/abi.rs"]
+pub(crate) mod abi;
+#[path = "../core/error.rs"]
+mod error;
+#[path = "../core/generation.rs"]
+mod generation;
+#[path = "../core/registry.rs"]
+mod registry;
+#[path = "../core/timeout.rs"]
+mod timeout;
+
+pub(crate) use abi::{
+    Access,
+    Ioctl,
+    Mapping,
+    Node, //
+};
+pub(crate) use error::Error;
+pub(crate) use generation::{
+    Epoch,
+    Generation, //
+};
+pub(crate) use registry::{
+    Change,
+    Patience,
+    Read,
+    Registry,
+    Wait,
+    Wake,
+    Watcher, //
+};
+pub(crate) use timeout::Timeout;

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! System generation counter.
+//!
+//! Serves `/dev/vmgenid` and `/dev/sysgenid`: a counter that changes whenever this machine is cloned
+//! or rolled back to a snapshot, so that programs can throw away what must not be used twice, and
+//! operators can wait until all of them have. The contract is in `Documentation/.../sysgenid.rst`.
+//!
+//! This module knows no hardware. Backends call the exported `sysgenid_bump_generation()`, and
+//! privileged programs may trigger a change by ioctl.
+//!
+//! Limits: one instance, that of the machine; containers are served by the user-space daemon.
+
+use instance::Instance;
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
+use node::{
+    Description,
+    NodeData, //
+};
+use published::Published;
+use sysgenid_core::Node;
+
+#[path = "../support/capability.rs"]
+mod capability;
+#[path = "../support/counter_page.rs"]
+mod counter_page;
+mod instance;
+#[path = "../support/miscdevice.rs"]
+mod miscdevice;
+mod node;
+#[path = "../support/published.rs"]
+mod published;
+mod sysgenid_core;
+#[path = "../support/timed_wait_queue.rs"]
+mod timed_wait_queue;
+#[path = "../support/uevent.rs"]
+mod uevent;
+
+module! {
+    type: Sysgenid,
+    name: "sysgenid",
+    authors: ["The sysgenid developers"],
+    description: "System generation counter",
+    license: "GPL",
+    params: {
+        uevents: bool {
+            default: true,
+            description: "Send a change uevent with SYSGENID_GENERATION at each change (default: on)",
+        },
+    },
+}
+
+/// Where backends find the instance.
+static INSTANCE: Published<Instance> = Published::new();
+
+/// Tells every program that this machine was cloned or rolled back.
+///
+/// For backends. When it returns, the new generation is visible in every mapping and all sleepers
+/// have been woken. A backend must have fed the kernel's random number generator before. Process
+/// context; may sleep.
+#[no_mangle]
+pub extern "C" fn sysgenid_bump_generation() {
+    if let Some(instance) = INSTANCE.get() {
+        instance.bump();
+    }
+}
+
+struct Sysgenid {
+    // The order is that of unloading: no backend can call any more, then the nodes go. Nobody has
+    // them open by then, for an open node pins this module.
+    _publication: published::Publication<Instance>,
+    _vmgenid: Pin<KBox<miscdevice::Registration<Description>>>,
+    _sysgenid: Pin<KBox<miscdevice::Registration<Description>>>,
+}
+
+impl kernel::Module for Sysgenid {
+    fn init(module: &'static ThisModule) -> Result<Self> {
+        let instance = Arc::pin_init(Instance::new(), GFP_KERNEL)?;
+        let register = |node| {
+            let data = NodeData {
+                node,
+                instance: instance.clone(),
+            };
+            let registration = miscdevice::Registration::new(node::options(node), module, data);
+            KBox::pin_init(registration, GFP_KERNEL)
+        };
+        let vmgenid = register(Node::Vmgenid)?;
+        let sysgenid = register(Node::Sysgenid)?;
+        if module_parameters::uevents.value() {
+            instance.send_uevents(sysgenid.device());
+        }
+        Ok(Self {
+            _publication: INSTANCE.publish(instance),
+            _vmgenid: vmgenid,
+            _sysgenid: sysgenid,
+        })
+    }
+}

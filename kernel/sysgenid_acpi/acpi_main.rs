@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Backend for the system generation counter: the ACPI Virtual Machine Generation ID device.
+//!
+//! The hypervisor keeps a GUID in guest memory and notifies the guest when it has changed, which
+//! means that the machine was cloned or rolled back. This feeds the random number generator and then
+//! bumps the generation.
+//!
+//! It is for kernels whose own `vmgenid` driver does not take the device; where that driver does, use
+//! `sysgenid_vmfork`. The GUID is an input of the random number generator: it never leaves the
+//! kernel, and no error message shows it.
+//!
+//! Specification: "Virtual Machine Generation ID", Microsoft, 2012.
+
+use acpi_device::{
+    AcpiDevice,
+    Notify,
+    NotifyHandler, //
+};
+use firmware_memory::FirmwareMemory;
+use kernel::{
+    acpi,
+    device::{
+        Bound,
+        Core,
+        Device, //
+    },
+    new_mutex,
+    platform,
+    prelude::*,
+    sync::Mutex, //
+};
+
+#[path = "../support/acpi_device.rs"]
+mod acpi_device;
+#[path = "../support/firmware_memory.rs"]
+mod firmware_memory;
+#[path = "../support/generation.rs"]
+mod generation;
+#[path = "../support/randomness.rs"]
+mod randomness;
+
+/// The size of a GUID in bytes.
+const GUID_SIZE: usize = 16;
+
+/// The GUID of a virtual machine, and the one that was seen last.
+#[pin_data]
+struct VmGenerationId {
+    firmware: FirmwareMemory<GUID_SIZE>,
+    #[pin]
+    seen: Mutex<[u8; GUID_SIZE]>,
+}
+
+impl VmGenerationId {
+    fn new(firmware: FirmwareMemory<GUID_SIZE>) -> impl PinInit<Self, Error> {
+        let guid = firmware.read();
+        randomness::mix(&guid);
+        try_pin_init!(Self {
+            firmware,
+            seen <- new_mutex!(guid),
+        })
+    }
+}
+
+impl Notify for VmGenerationId {
+    fn notify(&self) {
+        let mut seen = self.seen.lock();
+        let guid = self.firmware.read();
+        if guid == *seen {
+            return;
+        }
+        *seen = guid;
+        // A program that is woken by the bump may ask for random bytes at once.
+        randomness::mix(&guid);
+        match randomness::reseed() {
+            // Not seeded yet: the GUID is part of the seed to come.
+            Ok(()) | Err(ENODATA) => {}
+            Err(error) => pr_err!(
+                "cannot reseed the random number generator ({error:?}): until it reseeds itself, \
+                 within a minute, clones of this machine may draw the same random bytes\n"
+            ),
+        }
+        generation::bump();
+    }
+}
+
+/// Finds out where the GUID is.
+fn locate(device: &Device<Bound>, companion: &AcpiDevice<'_>) -> Result<FirmwareMemory<GUID_SIZE>> {
+    let [low, high] = companion.evaluate_integers(c"ADDR").map_err(|error| {
+        dev_err!(device, "firmware error: ADDR must return the address of the GUID: {error}\n");
+        EINVAL
+    })?;
+    let (Ok(low), Ok(high)) = (u32::try_from(low), u32::try_from(high)) else {
+        dev_err!(device, "firmware error: ADDR must return two halves of 32 bits\n");
+        return Err(EINVAL);
+    };
+    let address = u64::from(high) << 32 | u64::from(low);
+    FirmwareMemory::new(address).inspect_err(|error| {
+        dev_err!(
+            device,
+            "firmware error: no GUID can be at the address that ADDR returns, {address:#x}: {error:?}\n"
+        );
+    })
+}
+
+struct AcpiDriver;
+
+kernel::acpi_device_table!(
+    ACPI_TABLE,
+    <AcpiDriver as platform::Driver>::IdInfo,
+    [
+        (acpi::DeviceId::new(c"VMGENCTR"), ()),
+        (acpi::DeviceId::new(c"VM_GEN_COUNTER"), ()),
+    ]
+);
+
+impl platform::Driver for AcpiDriver {
+    type IdInfo = ();
+    type Data<'bound> = NotifyHandler<'bound, VmGenerationId>;
+
+    const ACPI_ID_TABLE: Option<acpi::IdTable<Self::IdInfo>> = Some(&ACPI_TABLE);
+
+    fn probe<'bound>(
+        platform_device: &'bound platform::Device<Core<'_>>,
+        _info: Option<&'bound Self::IdInfo>,
+    ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
+        pin_init::pin_init_scope(move || {
+            let device: &'bound Device<Bound> = platform_device.as_ref();
+            let companion = AcpiDevice::of(device).ok_or(ENODEV)?;
+            let firmware = locate(device, &companion)?;
+            Ok(NotifyHandler::new(companion, VmGenerationId::new(firmware)))
+        })
+    }
+}
+
+kernel::module_platform_driver! {
+    type: AcpiDriver,
+    name: "sysgenid_acpi",
+    authors: ["The sysgenid developers"],
+    description: "System generation counter: ACPI VM Generation ID backend",
+    license: "GPL",
+}
