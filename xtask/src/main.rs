@@ -1,2 +1,81 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Builds the kernel modules and proves them in virtual machines.
-fn main() {}
+//!
+//! Each command prepares what is missing: a Debian tree with the kernel's toolchain and QEMU, the stock
+//! kernel, a build folder for modules. All of it stays in the user's cache folder, and a second run
+//! takes seconds.
+
+mod agent;
+mod cache;
+mod environment;
+mod guid;
+mod initramfs;
+mod kernel;
+mod modules;
+mod progress;
+mod qemu;
+mod qmp;
+mod tree;
+mod vm;
+
+use anyhow::Result;
+use clap::Parser;
+use clap::Subcommand;
+
+use crate::cache::Cache;
+use crate::kernel::Choice;
+use crate::kernel::Kernel;
+use crate::tree::Tree;
+
+#[derive(Parser)]
+#[command(
+    bin_name = "cargo xtask",
+    about = "Builds the kernel modules and proves them in virtual machines"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make the Debian tree and the kernel's build folder, if they are not there
+    Prepare(Choice),
+    /// Build the three modules for Debian's stock kernel
+    Build(Choice),
+    /// Boot, snapshot and restore a guest by hand
+    #[command(subcommand)]
+    Vm(vm::Action),
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let cache = Cache::open()?;
+    match arguments.command {
+        Command::Prepare(choice) => prepare(&cache, &choice),
+        Command::Build(choice) => build(&cache, &choice),
+        Command::Vm(action) => vm::run(&cache, action),
+    }
+}
+
+fn prepare(cache: &Cache, choice: &Choice) -> Result<()> {
+    let _lock = cache.lock("prepare")?;
+    let tree = Tree::prepare(cache)?;
+    let kernel = Kernel::prepare(cache, &tree, choice)?;
+    println!("tree\t{}", tree.root().display());
+    println!("release\t{}", kernel.version.release);
+    println!("build\t{}", kernel.build().display());
+    println!("image\t{}", kernel.image().display());
+    Ok(())
+}
+
+fn build(cache: &Cache, choice: &Choice) -> Result<()> {
+    let _lock = cache.lock("prepare")?;
+    let tree = Tree::prepare(cache)?;
+    let (_, modules) = modules::build(cache, &tree, choice)?;
+    for name in modules::NAMES {
+        println!("{}", modules.file(name).display());
+    }
+    Ok(())
+}

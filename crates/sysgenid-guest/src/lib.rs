@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What the programs in a guest and the host that drives them say to each other.
+//!
+//! The programs are in the binary of the same name: an agent that takes orders, the demo's cast, and
+//! a few probes that only make sense inside a guest.
+
+pub mod protocol;

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Everything that a guest needs, prepared.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::cache::Cache;
+use crate::guid;
+use crate::initramfs;
+use crate::kernel::Choice;
+use crate::kernel::Kernel;
+use crate::modules;
+use crate::modules::Modules;
+use crate::qemu::Machine;
+use crate::tree::Tree;
+
+/// A tree, a kernel, and a file system to boot.
+pub(crate) struct Environment {
+    /// The tree with QEMU in it.
+    pub(crate) tree: Tree,
+    /// The kernel.
+    pub(crate) kernel: Kernel,
+    /// The modules; `None` if the guest is to have none.
+    pub(crate) modules: Option<Modules>,
+    initramfs: PathBuf,
+}
+
+impl Environment {
+    /// Prepares guests with the modules in them.
+    pub(crate) fn with_driver(cache: &Cache, choice: &Choice) -> Result<Self> {
+        let _lock = cache.lock("prepare")?;
+        let tree = Tree::prepare(cache)?;
+        let (kernel, modules) = modules::build(cache, &tree, choice)?;
+        let initramfs = initramfs::build(cache, &tree, &kernel, Some(&modules))?;
+        Ok(Self {
+            tree,
+            kernel,
+            modules: Some(modules),
+            initramfs,
+        })
+    }
+
+    /// Prepares guests without the modules.
+    pub(crate) fn without_driver(cache: &Cache, choice: &Choice) -> Result<Self> {
+        let _lock = cache.lock("prepare")?;
+        let tree = Tree::prepare(cache)?;
+        let kernel = Kernel::prepare(cache, &tree, choice)?;
+        let initramfs = initramfs::build(cache, &tree, &kernel, None)?;
+        Ok(Self {
+            tree,
+            kernel,
+            modules: None,
+            initramfs,
+        })
+    }
+
+    /// A machine of the usual kind, without a generation ID.
+    pub(crate) fn machine(&self) -> Machine {
+        Machine {
+            kernel: self.kernel.image(),
+            initramfs: self.initramfs.clone(),
+            append: Vec::new(),
+            memory_mib: 384,
+            guid: None,
+            acpi_tables: Vec::new(),
+        }
+    }
+
+    /// A machine of the usual kind with a new generation ID.
+    pub(crate) fn machine_with_guid(&self) -> Result<Machine> {
+        Ok(Machine {
+            guid: Some(guid::random()?),
+            ..self.machine()
+        })
+    }
+}

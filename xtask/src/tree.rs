@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A Debian trixie tree with the toolchain that built the stock kernel, and with QEMU.
+//!
+//! Commands run inside it by `chroot`, each in a mount namespace of its own, so that no mount
+//! outlives its command. The cache folder and the checkout have the same paths inside as outside.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::Context;
+use anyhow::Result;
+use anyhow::bail;
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::cache;
+use crate::cache::Cache;
+use crate::progress;
+
+/// The Debian release whose toolchain built the kernels that we use.
+const SUITE: &str = "trixie";
+
+/// The pocket of that release with the kernels that have Rust.
+pub(crate) const BACKPORTS: &str = "trixie-backports";
+
+/// What is installed in the tree: what builds the kernel's metadata and modules, and what runs guests.
+/// `openssl` is there because the kernel's configuration asks what it can do.
+const PACKAGES: &[&str] = &[
+    "gcc-14",
+    "gcc",
+    "libc6-dev",
+    "make",
+    "flex",
+    "bison",
+    "bc",
+    "libelf-dev",
+    "libssl-dev",
+    "openssl",
+    "perl",
+    "python3",
+    "xz-utils",
+    "cpio",
+    "kmod",
+    "pahole",
+    "rustc",
+    "rust-src",
+    "rustfmt",
+    "bindgen",
+    "busybox-static",
+    "qemu-system-x86",
+    "acpica-tools",
+];
+
+/// Enters the tree. Its arguments: the tree, the cache, the checkout, and the command.
+const ENTER: &str = r#"
+set -e
+tree=$1 cache=$2 repository=$3
+shift 3
+mkdir -p "$tree$cache" "$tree$repository"
+mount --rbind /dev "$tree/dev"
+mount -t proc proc "$tree/proc"
+mount --bind "$cache" "$tree$cache"
+mount --bind "$repository" "$tree$repository"
+exec chroot "$tree" "$@"
+"#;
+
+/// With what a tree was made.
+#[derive(Serialize, Deserialize, PartialEq)]
+struct Stamp {
+    suite: String,
+    packages: Vec<String>,
+}
+
+/// A finished tree.
+pub(crate) struct Tree {
+    root: PathBuf,
+    cache: PathBuf,
+    repository: PathBuf,
+}
+
+impl Tree {
+    /// Makes the tree if it is not there.
+    pub(crate) fn prepare(cache: &Cache) -> Result<Self> {
+        let tree = Self {
+            root: cache.root().join("tree"),
+            cache: cache.root().to_owned(),
+            repository: cache.repository().to_owned(),
+        };
+        let wanted = Stamp {
+            suite: SUITE.to_owned(),
+            packages: PACKAGES.iter().map(ToString::to_string).collect(),
+        };
+        let stamp = cache.root().join("tree.stamp");
+        require_root()?;
+        if cache::read_stamp::<Stamp>(&stamp).as_ref() != Some(&wanted) {
+            if stamp.exists() {
+                std::fs::remove_file(&stamp)?;
+            }
+            tree.make(cache)?;
+            cache::write_stamp(&stamp, &wanted)?;
+        }
+        Ok(tree)
+    }
+
+    /// The folder on the host that is `/` inside.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A command inside the tree. It is killed when this program ends, however it ends.
+    pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.enter(&["setpriv", "--pdeathsig", "KILL"]);
+        command.arg(program);
+        command
+    }
+
+    /// A command inside the tree that goes on when this program ends.
+    pub(crate) fn lasting_command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.enter(&["setsid"]);
+        command.arg(program);
+        command
+    }
+
+    fn enter(&self, wrapper: &[&str]) -> Command {
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "--propagation", "private", "--"])
+            .args(wrapper)
+            .args(["sh", "-c", ENTER, "enter"])
+            .args([&self.root, &self.cache, &self.repository])
+            .env_clear()
+            .env(
+                "PATH",
+                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            )
+            .env("HOME", "/root")
+            .env("LC_ALL", "C.UTF-8");
+        for name in ["http_proxy", "https_proxy", "no_proxy"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        command
+    }
+
+    /// What a short command inside the tree prints.
+    pub(crate) fn output(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        let output = self.command(program).args(arguments).output()?;
+        if !output.status.success() {
+            bail!(
+                "{program} {} failed in {}: {}",
+                arguments.join(" "),
+                self.root.display(),
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Brings the tree's package lists up to date.
+    pub(crate) fn update_package_lists(&self, cache: &Cache) -> Result<()> {
+        // The tree has no name resolution of its own.
+        let _ = std::fs::copy("/etc/resolv.conf", self.root.join("etc/resolv.conf"));
+        progress::run_logged(
+            "look for the newest kernel",
+            &cache.log("apt-update")?,
+            self.command("apt-get")
+                .args(["update", "-o", "APT::Sandbox::User=root"]),
+        )
+    }
+
+    fn make(&self, cache: &Cache) -> Result<()> {
+        install_host_packages(cache)?;
+        let mirror = mirror()?;
+        cache::empty_folder(&self.root)?;
+        let mut command = Command::new("mmdebstrap");
+        command
+            .args(["--mode=root", "--variant=minbase"])
+            .arg("--keyring=/usr/share/keyrings/debian-archive-keyring.gpg")
+            .arg(format!("--include={}", PACKAGES.join(",")));
+        for option in proxy_options()? {
+            command.arg(format!("--aptopt={option}"));
+        }
+        command.arg(SUITE).arg(&self.root).args([
+            format!("deb {mirror} {SUITE} main"),
+            format!("deb {mirror} {BACKPORTS} main"),
+        ]);
+        progress::run_logged(
+            "make a Debian trixie tree with the kernel's toolchain and QEMU",
+            &cache.log("tree")?,
+            &mut command,
+        )
+        .context("is the network there, and does the mirror have trixie? then try again")
+    }
+}
+
+fn require_root() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!(
+            "building modules and running guests needs root (chroot, mount, apt-get): run this as \
+             root, or run only the part that does not need it: cargo xtask test --no-vm"
+        );
+    }
+    Ok(())
+}
+
+/// Installs the one Debian package that the host itself needs.
+fn install_host_packages(cache: &Cache) -> Result<()> {
+    if has_program("mmdebstrap") {
+        return Ok(());
+    }
+    if !has_program("apt-get") {
+        bail!("this needs Debian (or another system with apt-get) with the package mmdebstrap");
+    }
+    eprintln!("mmdebstrap is missing: installing Debian's package of that name with apt-get");
+    let log = cache.log("host-packages")?;
+    progress::run_logged(
+        "update the host's package lists",
+        &log,
+        Command::new("apt-get").arg("update"),
+    )?;
+    progress::run_logged(
+        "install mmdebstrap",
+        &log,
+        Command::new("apt-get")
+            .args(["install", "--yes", "--no-install-recommends"])
+            .args(["mmdebstrap", "debian-archive-keyring"])
+            .env("DEBIAN_FRONTEND", "noninteractive"),
+    )
+}
+
+fn has_program(name: &str) -> bool {
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(name).is_file()))
+}
+
+/// The Debian mirror that the host uses.
+fn mirror() -> Result<String> {
+    let output = Command::new("apt-get")
+        .args(["indextargets", "--format", "$(SITE)"])
+        .output()
+        .context("cannot start apt-get")?;
+    let sites = String::from_utf8_lossy(&output.stdout).into_owned();
+    sites
+        .lines()
+        .map(|site| site.trim_end_matches('/'))
+        .find(|site| site.ends_with("/debian"))
+        .map(str::to_owned)
+        .context("apt's configuration on this machine names no Debian mirror (a URL ending in /debian); add one to its sources")
+}
+
+/// The host's own way through a proxy, as apt options.
+fn proxy_options() -> Result<Vec<String>> {
+    let output = Command::new("apt-config")
+        .arg("dump")
+        .output()
+        .context("cannot start apt-config")?;
+    Ok(String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter(|line| {
+            ["Acquire::http::Proxy", "Acquire::https::Proxy"]
+                .iter()
+                .any(|name| line.starts_with(name))
+        })
+        .map(|line| line.trim_end_matches(';').to_owned())
+        .collect())
+}
