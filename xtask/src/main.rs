@@ -19,6 +19,8 @@ mod qmp;
 mod tree;
 mod vm;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::Parser;
 use clap::Subcommand;
@@ -49,10 +51,19 @@ enum Command {
     Vm(vm::Action),
 }
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
     let cache = Cache::open()?;
-    match arguments.command {
+    match command {
         Command::Prepare(choice) => prepare(&cache, &choice),
         Command::Build(choice) => build(&cache, &choice),
         Command::Vm(action) => vm::run(&cache, action),

@@ -172,12 +172,9 @@ fn snapshot(cache: &Cache, name: &str) -> Result<()> {
         serde_json::json!({ "uri": format!("file:{}", path.display()) }),
     )?;
     qmp.wait_for_migration()?;
-    let pid = pid(cache, name)?;
     let _ = qmp.execute("quit", serde_json::json!({}));
     // Until it is gone it keeps its sockets' names.
-    while let Some(pid) = pid
-        && rustix::process::test_kill_process(pid).is_ok()
-    {
+    while pid(cache, name)?.is_some() {
         std::thread::sleep(Duration::from_millis(10));
     }
     step.done();
