@@ -17,6 +17,9 @@ use kernel::{
 /// `RNDRESEEDCRNG` of `<linux/random.h>`.
 const RESEED: u32 = _IO(b'R' as u32, 0x07);
 
+/// What it returns while the generator has never been seeded.
+const NOT_SEEDED: i32 = -(bindings::ENODATA as i32);
+
 /// Mixes bytes into the entropy pool, without crediting any entropy. They come into effect at the
 /// next reseed.
 pub(crate) fn mix(bytes: &[u8]) {
@@ -26,13 +29,14 @@ pub(crate) fn mix(bytes: &[u8]) {
 
 /// Reseeds the generator from the pool, so that what was mixed in comes into effect. May sleep.
 ///
+/// A generator that was never seeded is left alone: what was mixed in is part of its seed to come.
+///
 /// The kernel does both in `add_vmfork_randomness()`, which is there for its own driver alone. The
 /// one other way to the reseed is the ioctl of `/dev/urandom`.
 ///
 /// # Errors
 ///
-/// `ENODATA` while the generator has never been seeded, so that there is nothing to replace; the
-/// error of opening `/dev/urandom`, such as `ENOENT`.
+/// The error of opening `/dev/urandom`, such as `ENOENT`.
 pub(crate) fn reseed() -> Result {
     // SAFETY: The path is a string that is only read.
     let file = from_err_ptr(unsafe {
@@ -51,8 +55,8 @@ pub(crate) fn reseed() -> Result {
     };
     // SAFETY: The file was opened above and is not used after this.
     unsafe { bindings::filp_close(file, core::ptr::null_mut()) };
-    if result < 0 {
-        return Err(Error::from_errno(result as i32));
+    match result as i32 {
+        0 | NOT_SEEDED => Ok(()),
+        errno => Err(Error::from_errno(errno)),
     }
-    Ok(())
 }

@@ -29,6 +29,7 @@ use crate::{
     timed_wait_queue::Ended, //
 };
 use kernel::{
+    bindings,
     fs::{
         file::flags,
         File, //
@@ -251,7 +252,8 @@ fn errno(error: Error) -> kernel::error::Error {
         Error::WouldBlock => EAGAIN,
         Error::Restart => ERESTARTSYS,
         Error::Interrupted => EINTR,
-        Error::TimedOut => ETIME,
+        // The kernel crate does not name this one before Linux 7.3.
+        Error::TimedOut => kernel::error::Error::from_errno(-(bindings::ETIME as i32)),
         Error::NotWritable => EBADF,
         Error::NotCapable => EACCES,
         Error::NotPermitted => EPERM,

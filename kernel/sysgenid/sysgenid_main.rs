@@ -11,6 +11,7 @@
 //!
 //! Limits: one instance, that of the machine; containers are served by the user-space daemon.
 
+use core::borrow::Borrow;
 use instance::Instance;
 use kernel::{
     prelude::*,
@@ -46,9 +47,9 @@ module! {
     description: "System generation counter",
     license: "GPL",
     params: {
-        uevents: bool {
-            default: true,
-            description: "Send a change uevent with SYSGENID_GENERATION at each change (default: on)",
+        uevents: u8 {
+            default: 1,
+            description: "Send a change uevent with SYSGENID_GENERATION at each change: 1 (default) or 0",
         },
     },
 }
@@ -66,6 +67,12 @@ pub extern "C" fn sysgenid_bump_generation() {
     if let Some(instance) = INSTANCE.get() {
         instance.bump();
     }
+}
+
+/// The module parameter. Its accessor returned a reference before Linux 7.3, hence the borrow.
+fn uevents_wanted() -> bool {
+    let value = module_parameters::uevents.value();
+    *Borrow::<u8>::borrow(&value) != 0
 }
 
 struct Sysgenid {
@@ -89,7 +96,7 @@ impl kernel::Module for Sysgenid {
         };
         let vmgenid = register(Node::Vmgenid)?;
         let sysgenid = register(Node::Sysgenid)?;
-        if module_parameters::uevents.value() {
+        if uevents_wanted() {
             instance.send_uevents(sysgenid.device());
         }
         Ok(Self {

@@ -33,6 +33,9 @@ use kernel::{
 
 #[path = "../support/acpi_device.rs"]
 mod acpi_device;
+#[macro_use]
+#[path = "../support/acpi_id_table.rs"]
+mod acpi_id_table;
 #[path = "../support/firmware_memory.rs"]
 mod firmware_memory;
 #[path = "../support/generation.rs"]
@@ -72,13 +75,11 @@ impl Notify for VmGenerationId {
         *seen = guid;
         // A program that is woken by the bump may ask for random bytes at once.
         randomness::mix(&guid);
-        match randomness::reseed() {
-            // Not seeded yet: the GUID is part of the seed to come.
-            Ok(()) | Err(ENODATA) => {}
-            Err(error) => pr_err!(
+        if let Err(error) = randomness::reseed() {
+            pr_err!(
                 "cannot reseed the random number generator ({error:?}): until it reseeds itself, \
                  within a minute, clones of this machine may draw the same random bytes\n"
-            ),
+            );
         }
         generation::bump();
     }
@@ -105,7 +106,7 @@ fn locate(device: &Device<Bound>, companion: &AcpiDevice<'_>) -> Result<Firmware
 
 struct AcpiDriver;
 
-kernel::acpi_device_table!(
+acpi_id_table!(
     ACPI_TABLE,
     <AcpiDriver as platform::Driver>::IdInfo,
     [

@@ -1,0 +1,352 @@
+//! The accounts are exact after any sequence of calls: the registry against a model that keeps a
+//! list of watchers and counts by walking over it.
+
+use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
+use sysgenid_core::{
+    Access, Error, Generation, Node, Patience, Read, Registry, Wait, Wake, Watcher,
+};
+
+/// One call on one node.
+#[derive(Clone, Copy, Debug)]
+enum Call {
+    Open {
+        vmgenid: bool,
+        writable: bool,
+    },
+    Close {
+        which: usize,
+    },
+    /// Acknowledges the current generation, or tries to with a number at this distance from it.
+    Write {
+        which: usize,
+        distance: u32,
+    },
+    SetTracking {
+        which: usize,
+        tracked: bool,
+    },
+    Bump,
+    Trigger {
+        minimum: Minimum,
+    },
+}
+
+/// The minimum of a trigger, where it matters.
+#[derive(Clone, Copy, Debug)]
+enum Minimum {
+    Absolute(u64),
+    /// At this distance from the current generation.
+    Relative(i64),
+}
+
+fn call() -> impl Strategy<Value = Call> {
+    let which = 0..8_usize;
+    let minimum = prop_oneof![
+        Just(Minimum::Absolute(0)),
+        Just(Minimum::Absolute(u64::from(u32::MAX) - 1)),
+        Just(Minimum::Absolute(u64::from(u32::MAX))),
+        Just(Minimum::Absolute(u64::from(u32::MAX) + 1)),
+        any::<u64>().prop_map(Minimum::Absolute),
+        (-3..4_i64).prop_map(Minimum::Relative),
+    ];
+    prop_oneof![
+        4 => (any::<bool>(), any::<bool>())
+            .prop_map(|(vmgenid, writable)| Call::Open { vmgenid, writable }),
+        2 => which.clone().prop_map(|which| Call::Close { which }),
+        4 => (which.clone(), prop_oneof![4 => Just(0), 1 => any::<u32>()])
+            .prop_map(|(which, distance)| Call::Write { which, distance }),
+        4 => (which, any::<bool>())
+            .prop_map(|(which, tracked)| Call::SetTracking { which, tracked }),
+        3 => Just(Call::Bump),
+        3 => minimum.prop_map(|minimum| Call::Trigger { minimum }),
+    ]
+}
+
+/// What the model knows of a watcher: not an epoch but a plain fact.
+#[derive(Clone, Copy)]
+struct Modelled {
+    acknowledged: bool,
+    acknowledged_number: u32,
+    tracked: bool,
+    writable: bool,
+}
+
+/// The model: everything is a list, every count is a walk, a change marks everybody.
+struct Model {
+    number: u32,
+    watchers: Vec<Modelled>,
+}
+
+impl Model {
+    fn outdated(&self) -> usize {
+        self.watchers
+            .iter()
+            .filter(|watcher| watcher.tracked && !watcher.acknowledged)
+            .count()
+    }
+
+    fn tracked(&self) -> usize {
+        self.watchers
+            .iter()
+            .filter(|watcher| watcher.tracked)
+            .count()
+    }
+
+    fn change_to(&mut self, number: u32) {
+        self.number = number;
+        for watcher in &mut self.watchers {
+            watcher.acknowledged = false;
+        }
+    }
+
+    /// The smallest number that is at least the minimum, where there is one, and comes after the
+    /// current one in the circle 1, 2, … `u32::MAX`, 1.
+    fn next(&self, minimum: u32) -> u32 {
+        let after = if self.number == u32::MAX {
+            1
+        } else {
+            self.number + 1
+        };
+        if minimum <= after || minimum == self.number {
+            after
+        } else {
+            minimum
+        }
+    }
+}
+
+/// The registry beside its model.
+struct World {
+    registry: Registry,
+    watchers: Vec<Watcher>,
+    model: Model,
+}
+
+impl World {
+    /// A world at some generation, for the wrap is far away from 0.
+    fn at(start: u32) -> Self {
+        let mut registry = Registry::new();
+        if start > 0 {
+            let _ = registry.trigger(true, u64::from(start)).unwrap();
+        }
+        let model = Model {
+            number: registry.generation().get(),
+            watchers: Vec::new(),
+        };
+        World {
+            registry,
+            watchers: Vec::new(),
+            model,
+        }
+    }
+
+    /// Makes a call in both and compares the answers.
+    fn make(&mut self, call: Call) {
+        let before = self.model.outdated();
+        let count = self.watchers.len();
+        match call {
+            Call::Open { vmgenid, writable } => {
+                let node = if vmgenid {
+                    Node::Vmgenid
+                } else {
+                    Node::Sysgenid
+                };
+                let access = if writable {
+                    Access::ReadWrite
+                } else {
+                    Access::ReadOnly
+                };
+                self.watchers.push(self.registry.open(node, access));
+                self.model.watchers.push(Modelled {
+                    acknowledged: true,
+                    acknowledged_number: self.model.number,
+                    tracked: vmgenid,
+                    writable,
+                });
+            }
+            Call::Bump => {
+                let expected = self.model.next(0);
+                self.model.change_to(expected);
+                assert_eq!(self.registry.bump().generation, Generation::new(expected));
+            }
+            Call::Trigger { minimum } => {
+                let minimum = match minimum {
+                    Minimum::Absolute(minimum) => minimum,
+                    Minimum::Relative(distance) => {
+                        u64::from(self.model.number).saturating_add_signed(distance)
+                    }
+                };
+                assert_eq!(
+                    self.registry.trigger(false, minimum),
+                    Err(Error::NotCapable)
+                );
+                let answer = self.registry.trigger(true, minimum);
+                match u32::try_from(minimum) {
+                    Err(_) => assert_eq!(answer, Err(Error::Invalid)),
+                    Ok(minimum) => {
+                        let expected = self.model.next(minimum);
+                        self.model.change_to(expected);
+                        assert_eq!(answer.unwrap().generation, Generation::new(expected));
+                    }
+                }
+            }
+            Call::Close { which } if which < count => {
+                self.model.watchers.remove(which);
+                let wake = self.registry.close(&mut self.watchers.remove(which));
+                self.compare_wake(before, wake);
+            }
+            Call::Write { which, distance } if which < count => {
+                let number = self.model.number.wrapping_add(distance);
+                let answer = self
+                    .registry
+                    .write(&mut self.watchers[which], &number.to_ne_bytes());
+                if distance == 0 {
+                    let watcher = &mut self.model.watchers[which];
+                    watcher.acknowledged = true;
+                    watcher.acknowledged_number = number;
+                    self.compare_wake(before, answer.unwrap());
+                } else {
+                    assert_eq!(answer, Err(Error::Invalid));
+                }
+            }
+            Call::SetTracking { which, tracked } if which < count => {
+                let answer = self
+                    .registry
+                    .set_tracking(&mut self.watchers[which], tracked);
+                let watcher = &mut self.model.watchers[which];
+                if tracked && !watcher.writable {
+                    assert_eq!(answer, Err(Error::NotWritable));
+                } else {
+                    watcher.tracked = tracked;
+                    self.compare_wake(before, answer.unwrap());
+                }
+            }
+            Call::Close { .. } | Call::Write { .. } | Call::SetTracking { .. } => {}
+        }
+        self.compare();
+    }
+
+    /// Waiters are woken exactly when the last outdated watcher has gone.
+    fn compare_wake(&self, before: usize, wake: Wake) {
+        let settled = before > 0 && self.model.outdated() == 0;
+        assert_eq!(wake, if settled { Wake::Waiters } else { Wake::Nobody });
+    }
+
+    /// Every account and every answer is the model's.
+    fn compare(&self) {
+        let outdated = self.model.outdated();
+        assert_eq!(
+            self.registry.generation(),
+            Generation::new(self.model.number)
+        );
+        assert_eq!(self.registry.outdated_watchers(), outdated);
+        assert_eq!(self.registry.tracked_watchers(), self.model.tracked());
+        for (watcher, modelled) in self.watchers.iter().zip(&self.model.watchers) {
+            let current = modelled.acknowledged;
+            assert_eq!(watcher.is_tracked(), modelled.tracked);
+            assert_eq!(watcher.acknowledged().get(), modelled.acknowledged_number);
+            assert_eq!(self.registry.is_outdated(watcher), !current);
+            assert_eq!(self.registry.poll(watcher), !current);
+
+            let read = |length, patience| self.registry.read(watcher, length, patience);
+            assert_eq!(read(0, Patience::None), Ok(Read::Empty));
+            assert_eq!(read(3, Patience::Sleep), Err(Error::Invalid));
+            let generation = Ok(Read::Generation(self.registry.generation()));
+            let or = |answer| if current { answer } else { generation };
+            assert_eq!(read(4, Patience::None), or(Err(Error::WouldBlock)));
+            assert_eq!(read(4, Patience::Sleep), or(Ok(Read::Sleep)));
+            assert_eq!(read(9, Patience::Signal), or(Err(Error::Restart)));
+
+            let wait = |patience| self.registry.wait(watcher, patience);
+            let or = |answer| match (current, outdated) {
+                (false, _) => Err(Error::Interrupted),
+                (true, 0) => Ok(Wait::Settled),
+                (true, _) => answer,
+            };
+            assert_eq!(wait(Patience::Sleep), or(Ok(Wait::Sleep)));
+            assert_eq!(wait(Patience::TimeOut), or(Err(Error::TimedOut)));
+            assert_eq!(wait(Patience::Signal), or(Err(Error::Interrupted)));
+        }
+    }
+}
+
+fn start() -> impl Strategy<Value = u32> {
+    prop_oneof![Just(0), (u32::MAX - 6)..=u32::MAX, any::<u32>()]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 2_000,
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
+            "tests/accounts.proptest-regressions",
+        ))),
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn outdated_is_the_number_of_tracked_watchers_that_have_not_acknowledged(
+        start in start(),
+        calls in prop::collection::vec(call(), 1..120),
+    ) {
+        let mut world = World::at(start);
+        for call in calls {
+            world.make(call);
+        }
+    }
+
+    #[test]
+    fn no_wrap_or_jump_makes_a_stale_watcher_look_current(
+        start in start(),
+        minimums in prop::collection::vec(any::<u32>(), 1..40),
+    ) {
+        let mut registry = Registry::new();
+        let _ = registry.trigger(true, u64::from(start)).unwrap();
+        let mut watcher = registry.open(Node::Vmgenid, Access::ReadWrite);
+        let seen = registry.generation();
+        for minimum in minimums {
+            let _ = registry.trigger(true, u64::from(minimum)).unwrap();
+            // Then on to the very number that the watcher acknowledged, all around the circle.
+            let again = u64::from(seen.get()).saturating_sub(1);
+            let _ = registry.trigger(true, u64::from(u32::MAX)).unwrap();
+            let _ = registry.trigger(true, again).unwrap();
+            prop_assert!(registry.is_outdated(&watcher));
+            prop_assert!(registry.poll(&watcher));
+            prop_assert_eq!(registry.outdated_watchers(), 1);
+        }
+        let _ = registry.close(&mut watcher);
+        prop_assert_eq!(registry.outdated_watchers(), 0);
+    }
+}
+
+#[test]
+fn the_very_same_number_after_a_full_circle_is_still_a_change() {
+    let mut registry = Registry::new();
+    let _ = registry.trigger(true, 5).unwrap();
+    let watcher = registry.open(Node::Vmgenid, Access::ReadWrite);
+    let _ = registry.trigger(true, u64::from(u32::MAX)).unwrap();
+    let _ = registry.trigger(true, 5).unwrap();
+    assert_eq!(registry.generation(), watcher.acknowledged());
+    assert!(registry.is_outdated(&watcher));
+}
+
+#[test]
+fn closing_twice_is_harmless() {
+    let mut registry = Registry::new();
+    let mut watcher = registry.open(Node::Vmgenid, Access::ReadWrite);
+    let _ = registry.bump();
+    assert_eq!(registry.close(&mut watcher), Wake::Waiters);
+    assert_eq!(registry.close(&mut watcher), Wake::Nobody);
+    assert_eq!(registry.tracked_watchers(), 0);
+}
+
+#[test]
+fn a_write_of_the_wrong_size_changes_nothing() {
+    let mut registry = Registry::new();
+    let mut watcher = registry.open(Node::Vmgenid, Access::ReadWrite);
+    let _ = registry.bump();
+    for bytes in [&[][..], &[1, 0, 0], &[1, 0, 0, 0, 0]] {
+        assert_eq!(registry.write(&mut watcher, bytes), Err(Error::Invalid));
+    }
+    assert_eq!(registry.outdated_watchers(), 1);
+}
