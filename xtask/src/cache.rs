@@ -14,6 +14,7 @@ use anyhow::Result;
 use rustix::fs::FlockOperation;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tempfile::TempDir;
 
 /// The cache folder, and the checkout that it serves.
 pub(crate) struct Cache {
@@ -63,6 +64,24 @@ impl Cache {
         let folder = self.root.join("logs");
         std::fs::create_dir_all(&folder)?;
         Ok(folder.join(format!("{step}.log")))
+    }
+
+    /// A folder for machines that end with this run. What runs that were killed left behind goes.
+    pub(crate) fn temporary_folder(&self) -> Result<TempDir> {
+        let folder = self.root.join("run");
+        std::fs::create_dir_all(&folder)?;
+        for entry in std::fs::read_dir(&folder)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let owner = name.split('-').next().unwrap_or_default();
+            if !Path::new("/proc").join(owner).exists() {
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
+        tempfile::Builder::new()
+            .prefix(&format!("{}-", std::process::id()))
+            .tempdir_in(&folder)
+            .with_context(|| format!("cannot make a folder in {}", folder.display()))
     }
 
     /// Waits until no other run works on the same thing; the lock lasts as long as the result.

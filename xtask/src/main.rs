@@ -8,6 +8,7 @@
 
 mod agent;
 mod cache;
+mod demo;
 mod environment;
 mod guid;
 mod initramfs;
@@ -16,6 +17,8 @@ mod modules;
 mod progress;
 mod qemu;
 mod qmp;
+mod table;
+mod trace;
 mod tree;
 mod vm;
 
@@ -46,6 +49,8 @@ enum Command {
     Prepare(Choice),
     /// Build the three modules for Debian's stock kernel
     Build(Choice),
+    /// Show two clones of one snapshot, without the driver and with it
+    Demo(demo::Options),
     /// Boot, snapshot and restore a guest by hand
     #[command(subcommand)]
     Vm(vm::Action),
@@ -66,6 +71,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Prepare(choice) => prepare(&cache, &choice),
         Command::Build(choice) => build(&cache, &choice),
+        Command::Demo(options) => demo::run(&cache, &options),
         Command::Vm(action) => vm::run(&cache, action),
     }
 }

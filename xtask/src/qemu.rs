@@ -56,7 +56,7 @@ pub(crate) struct Machine {
     pub(crate) acpi_tables: Vec<PathBuf>,
 }
 
-/// A running machine. It is killed when this value goes away, unless it was made to last.
+/// A running machine. It is killed when this value goes away, unless it is left running.
 pub(crate) struct Vm {
     /// QEMU's control socket.
     pub(crate) qmp: Qmp,
@@ -64,7 +64,7 @@ pub(crate) struct Vm {
     pub(crate) agent: Agent,
     folder: PathBuf,
     child: Child,
-    lasting: bool,
+    keep: bool,
 }
 
 /// How to start a machine.
@@ -96,7 +96,8 @@ impl Vm {
         Ok((vm, resumed))
     }
 
-    /// Starts QEMU and connects to its sockets. A lasting one goes on when this program ends.
+    /// Starts QEMU and connects to its sockets. One that is to be left running must be `lasting`, the
+    /// others are killed even if this program is.
     pub(crate) fn start(
         tree: &Tree,
         machine: &Machine,
@@ -149,7 +150,7 @@ impl Vm {
             agent: Agent::new(agent),
             folder,
             child,
-            lasting,
+            keep: false,
         };
         if let Start::Restore(snapshot) = start {
             let uri = format!("file:{}", snapshot.display());
@@ -223,14 +224,14 @@ impl Vm {
 
     /// Leaves the machine running when this program ends.
     pub(crate) fn leave_running(mut self) -> PathBuf {
-        self.lasting = true;
+        self.keep = true;
         self.folder.clone()
     }
 }
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        if !self.lasting {
+        if !self.keep {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }

@@ -3,11 +3,19 @@
 //! The programs that run in a guest.
 
 mod agent;
+mod cast;
 mod clock;
+mod compat;
+mod node;
+mod probes;
+
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
 use clap::Subcommand;
+
+use crate::cast::Role;
 
 #[derive(Parser)]
 #[command(about = "Programs that run inside a guest of cargo xtask", version)]
@@ -20,10 +28,59 @@ struct Arguments {
 enum Program {
     /// Take orders from the host over a virtio serial port
     Agent,
+    /// Play a role of the demo
+    Play { role: Role },
+    /// Bump the generation
+    Bump {
+        node: String,
+        #[arg(default_value_t = 1)]
+        times: u32,
+    },
+    /// Print the current generation
+    Generation { node: String },
+    /// Keep a node open until killed
+    Hold {
+        node: String,
+        /// Keep it mapped instead, and closed
+        #[arg(long)]
+        mapped: bool,
+    },
+    /// Make each call of the contract once
+    Exercise { node: String },
+    /// Open and close, then bump and acknowledge, so many times
+    Churn { node: String, rounds: u32 },
+    /// Draw random bytes as soon as the generation changes
+    DrawOnChange { node: String },
+    /// Print the kernel's uevents of the nodes
+    Uevents,
+    /// Make the ioctls as a 32-bit program does
+    Compat { node: String },
+    /// Wait until a file has a line with a text
+    Await {
+        file: String,
+        text: String,
+        /// In seconds
+        #[arg(long, default_value_t = 30)]
+        timeout: u64,
+    },
 }
 
 fn main() -> Result<()> {
     match Arguments::parse().program {
         Program::Agent => agent::run(),
+        Program::Play { role } => cast::play(role),
+        Program::Bump { node, times } => probes::bump(&node, times),
+        Program::Generation { node } => probes::generation(&node),
+        Program::Hold { node, mapped } => probes::hold(&node, mapped),
+        Program::Exercise { node } => probes::exercise(&node),
+        Program::Churn { node, rounds } => probes::churn(&node, rounds),
+        Program::DrawOnChange { node } => probes::draw_on_change(&node),
+        Program::Uevents => probes::uevents(),
+        Program::Compat { node } => probes::compat(&node),
+        Program::Await {
+            file,
+            text,
+            timeout,
+        } => probes::await_line(&file, &text, Duration::from_secs(timeout)),
     }
 }

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Small programs for single tests.
+
+use std::ffi::CString;
+use std::io::Write;
+use std::time::Duration;
+
+use anyhow::Result;
+use anyhow::bail;
+use anyhow::ensure;
+use rustix::io::Errno;
+use rustix::net::AddressFamily;
+use rustix::net::RecvFlags;
+use rustix::net::SocketFlags;
+use rustix::net::SocketType;
+use rustix::net::netlink;
+use rustix::net::netlink::SocketAddrNetlink;
+use sysgenid_core::abi;
+
+use crate::compat;
+use crate::node::Node;
+use crate::node::Page;
+
+/// Bumps the generation `times` times.
+pub(crate) fn bump(path: &str, times: u32) -> Result<()> {
+    let node = Node::open(path)?;
+    for _ in 0..times {
+        node.bump()?;
+    }
+    Ok(())
+}
+
+/// Prints the current generation, as a mapping shows it.
+pub(crate) fn generation(path: &str) -> Result<()> {
+    println!("{}", Page::map(path)?.generation());
+    Ok(())
+}
+
+/// Keeps a node open, or only mapped, until it is killed. Prints `ready` first.
+pub(crate) fn hold(path: &str, mapped: bool) -> Result<()> {
+    let _node = if mapped {
+        Page::map(path)?;
+        None
+    } else {
+        Some(Node::open(path)?)
+    };
+    println!("ready");
+    std::io::stdout().flush()?;
+    loop {
+        std::thread::sleep(Duration::from_secs(3600));
+    }
+}
+
+/// Opens, uses and closes a node: every call once, with a change in between.
+pub(crate) fn exercise(path: &str) -> Result<()> {
+    let page = Page::map(path)?;
+    let node = Node::open_nonblocking(path)?;
+    node.ioctl(abi::SYSGENID_SET_WATCHER_TRACKING, 1)?;
+    ensure!(
+        node.read() == Err(Errno::AGAIN),
+        "read a generation before any change"
+    );
+    let before = page.generation();
+    node.bump()?;
+    let generation = node.read()?;
+    ensure!(
+        generation != before,
+        "the bump did not change the generation"
+    );
+    ensure!(
+        page.generation() == generation,
+        "the mapping and read disagree"
+    );
+    ensure!(
+        node.outdated_watchers()? >= 1,
+        "the caller does not count as outdated"
+    );
+    node.acknowledge(generation)?;
+    ensure!(
+        node.read() == Err(Errno::AGAIN),
+        "read a generation after acknowledging it"
+    );
+    Ok(())
+}
+
+/// Opens and closes a node so many times, then bumps and acknowledges as often.
+pub(crate) fn churn(path: &str, rounds: u32) -> Result<()> {
+    for _ in 0..rounds {
+        drop(Node::open(path)?);
+    }
+    let node = Node::open_nonblocking(path)?;
+    for _ in 0..rounds {
+        node.bump()?;
+        node.acknowledge(node.read()?)?;
+    }
+    Ok(())
+}
+
+/// Waits for a change and then draws from the kernel's generator at once. Prints what it drew.
+pub(crate) fn draw_on_change(path: &str) -> Result<()> {
+    rustix::thread::set_name(&CString::new("drawer")?)?;
+    let node = Node::open(path)?;
+    println!("ready");
+    std::io::stdout().flush()?;
+    let generation = node.read()?;
+    let mut drawn = [0; 32];
+    rustix::rand::getrandom(&mut drawn, rustix::rand::GetRandomFlags::empty())?;
+    node.acknowledge(generation)?;
+    let hexadecimal: String = drawn.iter().map(|byte| format!("{byte:02x}")).collect();
+    println!("drew {hexadecimal}");
+    Ok(())
+}
+
+/// Prints the kernel's uevents of our nodes, one a line, until it is killed. Prints `ready` first.
+pub(crate) fn uevents() -> Result<()> {
+    /// The multicast group to which the kernel itself sends; udev sends to the next one.
+    const KERNEL_GROUP: u32 = 1;
+    let socket = rustix::net::socket_with(
+        AddressFamily::NETLINK,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        Some(netlink::KOBJECT_UEVENT),
+    )?;
+    rustix::net::bind(&socket, &SocketAddrNetlink::new(0, KERNEL_GROUP))?;
+    println!("ready");
+    let mut buffer = [0; 8192];
+    loop {
+        std::io::stdout().flush()?;
+        let (length, _) = rustix::net::recv(&socket, &mut buffer, RecvFlags::empty())?;
+        let line = String::from_utf8_lossy(&buffer[..length]).replace('\0', " ");
+        if line.contains("genid") {
+            println!("{}", line.trim_end());
+        }
+    }
+}
+
+/// Makes the contract's ioctls as a 32-bit program does.
+pub(crate) fn compat(path: &str) -> Result<()> {
+    let node = Node::open_nonblocking(path)?;
+    let page = Page::map(path)?;
+    let call = |request, argument| compat::ioctl(&node, request, argument);
+    let expect = |what: &str, got: i32, wanted: i32| {
+        ensure!(got == wanted, "{what} returned {got} instead of {wanted}");
+        Ok(())
+    };
+    expect(
+        "tracking on",
+        call(abi::SYSGENID_SET_WATCHER_TRACKING, 1)?,
+        0,
+    )?;
+    let before = page.generation();
+    expect("trigger", call(abi::SYSGENID_TRIGGER_GEN_UPDATE, 0)?, 0)?;
+    ensure!(
+        page.generation() == before + 1,
+        "the trigger did not bump by one"
+    );
+    let minimum = before + 10;
+    expect(
+        "a minimum",
+        call(abi::SYSGENID_TRIGGER_GEN_UPDATE, minimum)?,
+        0,
+    )?;
+    ensure!(
+        page.generation() == minimum,
+        "the trigger did not reach its minimum"
+    );
+    expect("force", call(abi::VMGENID_FORCE_GEN_UPDATE, 0)?, 0)?;
+    expect("count", call(abi::VMGENID_GET_OUTDATED_WATCHERS, 0)?, 1)?;
+    let interrupted = -Errno::INTR.raw_os_error();
+    expect(
+        "outdated wait",
+        call(abi::VMGENID_WAIT_WATCHERS, 1)?,
+        interrupted,
+    )?;
+    node.acknowledge(node.read()?)?;
+    expect("count", call(abi::VMGENID_GET_OUTDATED_WATCHERS, 0)?, 0)?;
+    expect("wait", call(abi::SYSGENID_WAIT_WATCHERS, 1)?, 0)?;
+    let unknown = -Errno::NOTTY.raw_os_error();
+    expect(
+        "an unknown ioctl",
+        call(abi::SYSGENID_TRIGGER_GEN_UPDATE + 1, 0)?,
+        unknown,
+    )?;
+    Ok(())
+}
+
+/// Waits until a file has a line with `text`.
+pub(crate) fn await_line(file: &str, text: &str, timeout: Duration) -> Result<()> {
+    let deadline = std::time::Instant::now() + timeout;
+    loop {
+        let content = std::fs::read_to_string(file).unwrap_or_default();
+        if content.lines().any(|line| line.contains(text)) {
+            return Ok(());
+        }
+        if std::time::Instant::now() > deadline {
+            let last = content.lines().last().unwrap_or("nothing");
+            bail!("{file} has no line with {text} after {timeout:?}; its last line: {last}");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! `cargo xtask demo`: two clones of one snapshot, without the driver and with it.
+
+mod report;
+mod resume;
+mod scene;
+
+use anyhow::Result;
+use anyhow::bail;
+use clap::Args;
+
+use crate::cache::Cache;
+use crate::demo::scene::Scene;
+use crate::environment::Environment;
+use crate::kernel::Choice;
+
+/// How to run the demo.
+#[derive(Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    choice: Choice,
+    /// Leave the two clones running, with a shell on their consoles
+    #[arg(long)]
+    keep: bool,
+    /// Print everything that was measured as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the demo and fails if it does not show what it is there to show.
+pub(crate) fn run(cache: &Cache, options: &Options) -> Result<()> {
+    let with_driver = Environment::with_driver(cache, &options.choice)?;
+    let without_driver = Environment::without_driver(cache, &options.choice)?;
+
+    let unprotected = Scene::without_driver(cache, &without_driver)?;
+    let protected = Scene::with_driver(cache, &with_driver, options.keep)?;
+
+    let faults: Vec<String> = unprotected
+        .faults()
+        .into_iter()
+        .chain(protected.faults())
+        .collect();
+    if options.json {
+        report::print_json(&unprotected, &protected, &faults)?;
+    } else {
+        report::print(&unprotected, &protected);
+    }
+    if options.keep {
+        report::print_how_to_attach(&protected);
+    }
+    if !faults.is_empty() {
+        bail!("the demo failed:\n    {}", faults.join("\n    "));
+    }
+    Ok(())
+}

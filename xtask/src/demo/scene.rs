@@ -1,0 +1,460 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! One guest with programs in it, its snapshot, and two clones of that.
+
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use anyhow::Result;
+use anyhow::bail;
+use serde::Serialize;
+use sysgenid_guest::event::Event;
+use sysgenid_guest::event::What;
+
+use crate::agent::Correlation;
+use crate::agent::host_ns;
+use crate::cache;
+use crate::cache::Cache;
+use crate::demo::resume;
+use crate::demo::resume::Drift;
+use crate::demo::resume::Moment;
+use crate::environment::Environment;
+use crate::guid;
+use crate::progress::Step;
+use crate::qemu::Machine;
+use crate::qemu::Start;
+use crate::qemu::Vm;
+use crate::trace;
+use crate::trace::TraceEvent;
+use crate::vm;
+
+/// The program that hands out tokens.
+pub(crate) const TOKEN_SERVER: &str = "token-server";
+
+/// The programs that acknowledge.
+pub(crate) const TRACKED: [&str; 3] = ["watchdog", "event-loop", "orchestrator"];
+
+/// The program that only maps the generation.
+const MAPPER: &str = "mapper";
+
+/// The program that waits for everybody.
+const ORCHESTRATOR: &str = "orchestrator";
+
+/// How long a clone is left alone before anything is asked of it, so that asking disturbs nothing.
+const UNDISTURBED: Duration = Duration::from_millis(700);
+
+/// How long any step in a guest may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How many clock comparisons are made; the sharpest one counts.
+const COMPARISONS: u32 = 200;
+
+/// The fewest tokens that clones must have handed out after the restore for a comparison to count.
+const ENOUGH_TOKENS: usize = 5;
+
+/// A guest, its snapshot and its clones.
+#[derive(Serialize)]
+pub(crate) struct Scene {
+    /// Whether the modules were loaded.
+    pub(crate) has_driver: bool,
+    /// The kernel's release.
+    pub(crate) kernel: String,
+    /// The clones.
+    pub(crate) clones: Vec<Clone>,
+}
+
+/// What was seen of one clone.
+#[derive(Serialize)]
+pub(crate) struct Clone {
+    /// Its name.
+    pub(crate) name: String,
+    /// When it ran on, from the stop before the snapshot.
+    pub(crate) resumed: Moment,
+    /// The same, from the clone's own clock and the time of the resume.
+    pub(crate) resumed_by_itself: Moment,
+    /// What its programs did since.
+    pub(crate) events: Vec<Event>,
+    /// What its kernel did since.
+    pub(crate) trace: Vec<TraceEvent>,
+}
+
+/// A token that both clones handed out under the same number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct TokenPair {
+    /// The number.
+    pub(crate) number: u64,
+    /// The generation that each clone's server knew.
+    pub(crate) generations: [u32; 2],
+    /// The tokens.
+    pub(crate) values: [String; 2],
+}
+
+impl Scene {
+    /// Without the modules: only the token server runs, as it would anywhere.
+    pub(crate) fn without_driver(cache: &Cache, environment: &Environment) -> Result<Self> {
+        Self::play(cache, environment, &[TOKEN_SERVER], false)
+    }
+
+    /// With the modules, and everybody in it.
+    pub(crate) fn with_driver(
+        cache: &Cache,
+        environment: &Environment,
+        keep: bool,
+    ) -> Result<Self> {
+        let programs = [&TRACKED[..], &[MAPPER, TOKEN_SERVER]].concat();
+        Self::play(cache, environment, &programs, keep)
+    }
+
+    fn play(
+        cache: &Cache,
+        environment: &Environment,
+        programs: &[&str],
+        keep: bool,
+    ) -> Result<Self> {
+        let has_driver = environment.modules.is_some();
+        let title = if has_driver { "with" } else { "without" };
+        let step = Step::start(&format!(
+            "{title} the driver: boot a guest, start its programs"
+        ));
+        let folder = cache.temporary_folder()?;
+        let machine = environment.machine_with_guid()?;
+        let mut source = Vm::boot(&environment.tree, &machine, &folder.path().join("source"))?;
+        let first = source.agent.correlate(COMPARISONS)?;
+        if has_driver {
+            source.run("modprobe sysgenid && modprobe sysgenid_vmfork", PATIENCE)?;
+            trace::start(&mut source)?;
+        }
+        start_programs(&mut source, programs)?;
+        step.done();
+
+        let step = Step::start(&format!("{title} the driver: take a snapshot"));
+        let snapshot = folder.path().join("snapshot");
+        let comparison = source.agent.correlate(COMPARISONS)?;
+        let drift = Drift::between(first, comparison);
+        let before = host_ns();
+        let stopped = source.snapshot(&snapshot)?;
+        let stopped = resume::translate(before, stopped.microseconds * 1000, comparison, drift)?;
+        step.done();
+
+        let mut clones = Vec::new();
+        let mut running = Vec::new();
+        for name in ["clone-a", "clone-b"] {
+            let step = Step::start(&format!(
+                "{title} the driver: restore {name} with a new GUID"
+            ));
+            let kept = vm::folder(cache, name);
+            let own = folder.path().join(name);
+            let folder = if keep { &kept } else { &own };
+            let (clone, vm) = Clone::restore(
+                environment,
+                &Machine {
+                    guid: Some(guid::random()?),
+                    ..machine.clone()
+                },
+                folder,
+                &snapshot,
+                name,
+                Source {
+                    stopped,
+                    drift,
+                    programs,
+                    has_driver,
+                },
+                keep,
+            )?;
+            clones.push(clone);
+            running.push(vm);
+            step.done();
+        }
+        for vm in running {
+            if keep {
+                vm.leave_running();
+            } else {
+                vm.power_off()?;
+            }
+        }
+        Ok(Self {
+            has_driver,
+            kernel: environment.kernel.version.release.clone(),
+            clones,
+        })
+    }
+
+    /// The tokens that both clones handed out since they run, in order.
+    pub(crate) fn token_pairs(&self) -> Vec<TokenPair> {
+        let [first, second] = self.clones.as_slice() else {
+            return Vec::new();
+        };
+        first
+            .tokens()
+            .filter_map(|(number, a_generation, a)| {
+                let (_, b_generation, b) = second.tokens().find(|other| other.0 == number)?;
+                Some(TokenPair {
+                    number,
+                    generations: [a_generation, b_generation],
+                    values: [a.to_owned(), b.to_owned()],
+                })
+            })
+            .collect()
+    }
+
+    /// What this scene should have shown but did not.
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let pairs = self.token_pairs();
+        let mut faults = token_faults(self.has_driver, &pairs);
+        if self.has_driver {
+            for clone in &self.clones {
+                faults.extend(clone.faults());
+            }
+        }
+        faults
+    }
+}
+
+/// What is wrong with the tokens of two clones.
+fn token_faults(has_driver: bool, pairs: &[TokenPair]) -> Vec<String> {
+    let is_same = |pair: &&TokenPair| pair.values[0] == pair.values[1];
+    if !has_driver {
+        let same = pairs.iter().filter(is_same).count();
+        return if same < ENOUGH_TOKENS || same < pairs.len() {
+            vec![format!(
+                "without the driver {same} of {} tokens were identical, which should be all of \
+                 them, and at least {ENOUGH_TOKENS}",
+                pairs.len()
+            )]
+        } else {
+            Vec::new()
+        };
+    }
+    let fresh = pairs
+        .iter()
+        .filter(|pair| pair.generations.iter().all(|&generation| generation > 0));
+    let count = fresh.clone().count();
+    let same = fresh.filter(is_same).count();
+    if same > 0 || count < ENOUGH_TOKENS {
+        return vec![format!(
+            "with the driver {same} of {count} tokens were identical after both servers had \
+             noticed, which should be none of at least {ENOUGH_TOKENS}"
+        )];
+    }
+    Vec::new()
+}
+
+/// What a clone has from the guest that it is a clone of.
+struct Source<'a> {
+    stopped: Moment,
+    drift: Drift,
+    programs: &'a [&'a str],
+    has_driver: bool,
+}
+
+impl Clone {
+    fn restore(
+        environment: &Environment,
+        machine: &Machine,
+        folder: &Path,
+        snapshot: &Path,
+        name: &str,
+        source: Source<'_>,
+        keep: bool,
+    ) -> Result<(Self, Vm)> {
+        cache::empty_folder(folder)?;
+        cache::write_stamp(&folder.join("machine"), machine)?;
+        let mut vm = Vm::start(
+            &environment.tree,
+            machine,
+            folder,
+            Start::Restore(snapshot),
+            keep,
+        )?;
+        let resumed = vm.qmp.resume()?;
+        let resumed_latest = host_ns();
+        std::thread::sleep(UNDISTURBED);
+        if source.has_driver {
+            await_everybody(&mut vm)?;
+        }
+        await_tokens(&mut vm, source.has_driver)?;
+        let comparison: Correlation = vm.agent.correlate(COMPARISONS)?;
+        let resumed_by_itself = resume::translate(
+            resumed.microseconds * 1000,
+            resumed_latest,
+            comparison,
+            source.drift,
+        )?;
+        let mut events = Vec::new();
+        for program in source.programs {
+            events.extend(read_events(&mut vm, program)?);
+        }
+        let mut trace = if source.has_driver {
+            trace::stop(&mut vm)?
+        } else {
+            Vec::new()
+        };
+        let start = source.stopped.guest_ns;
+        events.retain(|event| event.monotonic_ns >= start);
+        events.sort_by_key(|event| event.monotonic_ns);
+        trace.retain(|event| event.monotonic_ns >= start);
+        let clone = Self {
+            name: name.to_owned(),
+            resumed: source.stopped,
+            resumed_by_itself,
+            events,
+            trace,
+        };
+        Ok((clone, vm))
+    }
+
+    /// Number, generation and value of each token.
+    fn tokens(&self) -> impl Iterator<Item = (u64, u32, &str)> {
+        self.events.iter().filter_map(|event| match &event.what {
+            What::Token { number, value } => Some((*number, event.generation, value.as_str())),
+            _ => None,
+        })
+    }
+
+    /// Who was not woken, did not acknowledge, or could not go on.
+    fn faults(&self) -> Vec<String> {
+        let name = &self.name;
+        let did = |program: &str, what: &What| {
+            self.events
+                .iter()
+                .any(|event| event.program == program && event.what == *what)
+        };
+        let mut faults = Vec::new();
+        for program in [&TRACKED[..], &[MAPPER, TOKEN_SERVER]].concat() {
+            if !did(program, &What::Noticed) {
+                faults.push(format!("in {name} the {program} did not notice the change"));
+            }
+        }
+        for program in TRACKED {
+            if !did(program, &What::Acknowledged) {
+                faults.push(format!("in {name} the {program} did not acknowledge"));
+            }
+        }
+        if !did(ORCHESTRATOR, &What::EverybodyDone) {
+            faults.push(format!(
+                "in {name} the {ORCHESTRATOR} did not see everybody done"
+            ));
+        }
+        for event in &self.events {
+            if let What::Failed { reason } = &event.what {
+                faults.push(format!("in {name} the {} failed: {reason}", event.program));
+            }
+        }
+        faults
+    }
+}
+
+/// Starts programs in the background and waits until each is ready.
+fn start_programs(vm: &mut Vm, programs: &[&str]) -> Result<()> {
+    for program in programs {
+        let report = report_of(program);
+        vm.run(
+            &format!(
+                "sysgenid-guest play {program} > {report} 2>&1 & \
+                 sysgenid-guest await {report} started",
+                report = report.display()
+            ),
+            PATIENCE,
+        )
+        .with_context(|| format!("the {program} did not start"))?;
+    }
+    Ok(())
+}
+
+fn await_everybody(vm: &mut Vm) -> Result<()> {
+    for (program, text) in [(ORCHESTRATOR, "everybody-done"), (MAPPER, "noticed")] {
+        let report = report_of(program);
+        // Whoever is missing is reported later, with everything else.
+        vm.outcome(
+            &format!("sysgenid-guest await {} {text}", report.display()),
+            PATIENCE,
+        )?;
+    }
+    Ok(())
+}
+
+/// Waits until the server handed out enough tokens that can be compared.
+fn await_tokens(vm: &mut Vm, has_driver: bool) -> Result<()> {
+    let report = report_of(TOKEN_SERVER);
+    let report = report.display();
+    // With the driver those count that were handed out under the new generation.
+    let pattern = if has_driver {
+        r#""token".*"generation":[1-9]"#
+    } else {
+        r#""token""#
+    };
+    let count = format!("grep -c '{pattern}' {report}");
+    let start: usize = if has_driver {
+        0
+    } else {
+        vm.outcome(&count, PATIENCE)?.output.trim().parse()?
+    };
+    for _ in 0..200 {
+        let now: usize = vm.outcome(&count, PATIENCE)?.output.trim().parse()?;
+        if now >= start + ENOUGH_TOKENS + 5 {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    bail!("the token server hands out no tokens any more")
+}
+
+fn read_events(vm: &mut Vm, program: &str) -> Result<Vec<Event>> {
+    let text = vm.run(&format!("cat {}", report_of(program).display()), PATIENCE)?;
+    text.lines()
+        .map(|line| {
+            serde_json::from_str(line)
+                .with_context(|| format!("the {program} reported something else: {line}"))
+        })
+        .collect()
+}
+
+fn report_of(program: &str) -> PathBuf {
+    Path::new("/run").join(format!("{program}.report"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(count: u64, generation: u32, same: bool) -> Vec<TokenPair> {
+        (0..count)
+            .map(|number| TokenPair {
+                number,
+                generations: [generation; 2],
+                values: [
+                    format!("{number}"),
+                    format!("{number}{}", if same { "" } else { "!" }),
+                ],
+            })
+            .collect()
+    }
+
+    #[test]
+    fn identical_tokens_with_the_driver_are_a_fault() {
+        assert!(!token_faults(true, &pairs(10, 1, true)).is_empty());
+        assert!(token_faults(true, &pairs(10, 1, false)).is_empty());
+    }
+
+    #[test]
+    fn tokens_before_the_notice_may_be_identical() {
+        let mut all = pairs(3, 0, true);
+        all.extend(pairs(10, 1, false));
+        assert!(token_faults(true, &all).is_empty());
+    }
+
+    #[test]
+    fn different_tokens_without_the_driver_are_a_fault() {
+        assert!(!token_faults(false, &pairs(10, 0, false)).is_empty());
+        assert!(token_faults(false, &pairs(10, 0, true)).is_empty());
+    }
+
+    #[test]
+    fn too_few_tokens_prove_nothing() {
+        assert!(!token_faults(true, &pairs(2, 1, false)).is_empty());
+        assert!(!token_faults(false, &pairs(2, 0, true)).is_empty());
+    }
+}
