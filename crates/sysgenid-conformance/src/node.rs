@@ -322,6 +322,8 @@ pub(crate) fn probe(node: &Node) -> Outcome {
         // Whatever else is wrong, the cases will tell.
         _ => Ok(()),
     }?;
+    // It is tracked on one of the nodes, and must not be counted as somebody else's.
+    drop(watcher);
     if node.fresh {
         return Ok(());
     }
