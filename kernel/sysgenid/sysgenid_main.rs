@@ -4,7 +4,7 @@
 //!
 //! Serves `/dev/vmgenid` and `/dev/sysgenid`: a counter that changes whenever this machine is cloned
 //! or rolled back to a snapshot, so that programs can throw away what must not be used twice, and
-//! operators can wait until all of them have. The contract is in `Documentation/.../sysgenid.rst`.
+//! operators can wait until all of them have. The contract is in `docs/sysgenid.rst`.
 //!
 //! This module knows no hardware. Backends call the exported `sysgenid_bump_generation()`, and
 //! privileged programs may trigger a change by ioctl.
