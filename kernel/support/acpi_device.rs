@@ -58,7 +58,10 @@ impl fmt::Display for EvaluateError {
             }
             EvaluateError::Count(count) => write!(f, "the package has {count} elements"),
             EvaluateError::NotAnInteger(index, kind) => {
-                write!(f, "element {index} is no integer but an object of type {kind}")
+                write!(
+                    f,
+                    "element {index} is no integer but an object of type {kind}"
+                )
             }
         }
     }

@@ -10,7 +10,7 @@
 use core::marker::PhantomData;
 use kernel::{
     bindings,
-    device,
+    device::Device as DriverDevice,
     error::to_result,
     fs::{
         File,
@@ -32,7 +32,7 @@ use kernel::{
     types::{
         ForeignOwnable,
         Opaque, //
-    },
+    }, //
 };
 
 /// The events that `poll` returns for a file with something to read.
@@ -59,7 +59,11 @@ pub(crate) trait Device: Sized + 'static {
     fn read(opened: Borrowed<'_, Self>, file: &File, to: &mut IovIterDest<'_>) -> Result<usize>;
 
     /// Writes to an open file.
-    fn write(opened: Borrowed<'_, Self>, file: &File, from: &mut IovIterSource<'_>) -> Result<usize>;
+    fn write(
+        opened: Borrowed<'_, Self>,
+        file: &File,
+        from: &mut IovIterSource<'_>,
+    ) -> Result<usize>;
 
     /// Registers with a wait queue through `table`, then returns the events that are pending.
     fn poll(opened: Borrowed<'_, Self>, file: &File, table: PollTable<'_>) -> u32;
@@ -140,10 +144,10 @@ impl<T: Device> Registration<T> {
     }
 
     /// The device under `/sys/class/misc`.
-    pub(crate) fn device(&self) -> &device::Device {
+    pub(crate) fn device(&self) -> &DriverDevice {
         // SAFETY: By the type invariants the device is registered, hence `this_device` is valid for
         // as long as `self` is.
-        unsafe { device::Device::from_raw((*self.misc.get()).this_device) }
+        unsafe { DriverDevice::from_raw((*self.misc.get()).this_device) }
     }
 }
 
@@ -187,7 +191,12 @@ impl<T: Device> MiscDevice for Adapter<T> {
         T::write(kiocb.file(), file_of(&kiocb), from)
     }
 
-    fn ioctl(opened: Borrowed<'_, T>, _file: &File, command: u32, argument: usize) -> Result<isize> {
+    fn ioctl(
+        opened: Borrowed<'_, T>,
+        _file: &File,
+        command: u32,
+        argument: usize,
+    ) -> Result<isize> {
         T::ioctl(opened, command, argument)
     }
 

@@ -40,11 +40,7 @@ pub(crate) fn mix(bytes: &[u8]) {
 pub(crate) fn reseed() -> Result {
     // SAFETY: The path is a string that is only read.
     let file = from_err_ptr(unsafe {
-        bindings::filp_open(
-            c"/dev/urandom".as_char_ptr(),
-            bindings::O_RDONLY as i32,
-            0,
-        )
+        bindings::filp_open(c"/dev/urandom".as_char_ptr(), bindings::O_RDONLY as i32, 0)
     })?;
     // SAFETY: An open file has operations.
     let ioctl = unsafe { (*(*file).f_op).unlocked_ioctl };

@@ -39,10 +39,7 @@ unsafe impl Sync for TimedWaitQueue {}
 
 impl TimedWaitQueue {
     /// Creates a wait queue, whose lock belongs to the class `key`.
-    pub(crate) fn new(
-        name: &'static CStr,
-        key: Pin<&'static LockClassKey>,
-    ) -> impl PinInit<Self> {
+    pub(crate) fn new(name: &'static CStr, key: Pin<&'static LockClassKey>) -> impl PinInit<Self> {
         pin_init!(Self {
             head <- Opaque::ffi_init(|slot| {
                 // SAFETY: The slot is valid for writes, and name and key live for ever.

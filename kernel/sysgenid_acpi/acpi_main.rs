@@ -88,11 +88,17 @@ impl Notify for VmGenerationId {
 /// Finds out where the GUID is.
 fn locate(device: &Device<Bound>, companion: &AcpiDevice<'_>) -> Result<FirmwareMemory<GUID_SIZE>> {
     let [low, high] = companion.evaluate_integers(c"ADDR").map_err(|error| {
-        dev_err!(device, "firmware error: ADDR must return the address of the GUID: {error}\n");
+        dev_err!(
+            device,
+            "firmware error: ADDR must return the address of the GUID: {error}\n"
+        );
         EINVAL
     })?;
     let (Ok(low), Ok(high)) = (u32::try_from(low), u32::try_from(high)) else {
-        dev_err!(device, "firmware error: ADDR must return two halves of 32 bits\n");
+        dev_err!(
+            device,
+            "firmware error: ADDR must return two halves of 32 bits\n"
+        );
         return Err(EINVAL);
     };
     let address = u64::from(high) << 32 | u64::from(low);
