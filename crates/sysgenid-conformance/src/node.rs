@@ -327,8 +327,6 @@ pub(crate) fn probe(node: &Node) -> Outcome {
     if node.fresh {
         return Ok(());
     }
-    // It may count.
-    drop(watcher);
     match node.anyway().and_then(|control| control.others()) {
         Ok(others) if others > 0 => skip(node.not_quiet(others)),
         _ => Ok(()),
