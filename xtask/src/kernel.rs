@@ -116,13 +116,19 @@ impl Kernel {
     /// A `make` in the tree, with what the kernel was built with.
     pub(crate) fn make_command(&self, tree: &Tree) -> Command {
         let mut command = tree.command("make");
+        command.args(self.make_arguments());
+        command
+    }
+
+    /// What `make` must be told to build as the kernel was built.
+    pub(crate) fn make_arguments(&self) -> [String; 4] {
         let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-        command
-            .arg(format!("-j{jobs}"))
-            .arg("CROSS_COMPILE=x86_64-linux-gnu-")
-            .arg("CC=x86_64-linux-gnu-gcc-14")
-            .arg(format!("KERNELRELEASE={}", self.version.release));
-        command
+        [
+            format!("-j{jobs}"),
+            "CROSS_COMPILE=x86_64-linux-gnu-".to_owned(),
+            "CC=x86_64-linux-gnu-gcc-14".to_owned(),
+            format!("KERNELRELEASE={}", self.version.release),
+        ]
     }
 
     fn make(&self, cache: &Cache, tree: &Tree) -> Result<()> {

@@ -8,6 +8,7 @@
 
 mod agent;
 mod cache;
+mod cast;
 mod demo;
 mod environment;
 mod guid;
@@ -18,6 +19,7 @@ mod progress;
 mod qemu;
 mod qmp;
 mod table;
+mod test;
 mod trace;
 mod tree;
 mod vm;
@@ -51,6 +53,8 @@ enum Command {
     Build(Choice),
     /// Show two clones of one snapshot, without the driver and with it
     Demo(demo::Options),
+    /// Check everything that CI checks
+    Test(test::Options),
     /// Boot, snapshot and restore a guest by hand
     #[command(subcommand)]
     Vm(vm::Action),
@@ -72,6 +76,7 @@ fn run(command: Command) -> Result<()> {
         Command::Prepare(choice) => prepare(&cache, &choice),
         Command::Build(choice) => build(&cache, &choice),
         Command::Demo(options) => demo::run(&cache, &options),
+        Command::Test(options) => test::run(&cache, &options),
         Command::Vm(action) => vm::run(&cache, action),
     }
 }

@@ -84,16 +84,16 @@ impl Vm {
         Ok(vm)
     }
 
-    /// Restores a machine from a snapshot, resumes it, and says when it was resumed.
+    /// Restores a machine from a snapshot and lets it run on.
     pub(crate) fn restore(
         tree: &Tree,
         machine: &Machine,
         folder: &Path,
         snapshot: &Path,
-    ) -> Result<(Self, EventTime)> {
+    ) -> Result<Self> {
         let mut vm = Self::start(tree, machine, folder, Start::Restore(snapshot), false)?;
-        let resumed = vm.qmp.resume()?;
-        Ok((vm, resumed))
+        vm.qmp.resume()?;
+        Ok(vm)
     }
 
     /// Starts QEMU and connects to its sockets. One that is to be left running must be `lasting`, the

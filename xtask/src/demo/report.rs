@@ -6,9 +6,9 @@ use anyhow::Result;
 use serde_json::json;
 use sysgenid_guest::event::What;
 
+use crate::cast::TRACKED;
 use crate::demo::scene::Clone;
 use crate::demo::scene::Scene;
-use crate::demo::scene::TRACKED;
 use crate::demo::scene::TokenPair;
 use crate::table;
 

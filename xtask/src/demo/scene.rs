@@ -3,10 +3,8 @@
 //! One guest with programs in it, its snapshot, and two clones of that.
 
 use std::path::Path;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context;
 use anyhow::Result;
 use anyhow::bail;
 use serde::Serialize;
@@ -17,6 +15,11 @@ use crate::agent::Correlation;
 use crate::agent::host_ns;
 use crate::cache;
 use crate::cache::Cache;
+use crate::cast;
+use crate::cast::MAPPER;
+use crate::cast::ORCHESTRATOR;
+use crate::cast::TOKEN_SERVER;
+use crate::cast::TRACKED;
 use crate::demo::resume;
 use crate::demo::resume::Drift;
 use crate::demo::resume::Moment;
@@ -29,18 +32,6 @@ use crate::qemu::Vm;
 use crate::trace;
 use crate::trace::TraceEvent;
 use crate::vm;
-
-/// The program that hands out tokens.
-pub(crate) const TOKEN_SERVER: &str = "token-server";
-
-/// The programs that acknowledge.
-pub(crate) const TRACKED: [&str; 3] = ["watchdog", "event-loop", "orchestrator"];
-
-/// The program that only maps the generation.
-const MAPPER: &str = "mapper";
-
-/// The program that waits for everybody.
-const ORCHESTRATOR: &str = "orchestrator";
 
 /// How long a clone is left alone before anything is asked of it, so that asking disturbs nothing.
 const UNDISTURBED: Duration = Duration::from_millis(700);
@@ -126,7 +117,7 @@ impl Scene {
             source.run("modprobe sysgenid && modprobe sysgenid_vmfork", PATIENCE)?;
             trace::start(&mut source)?;
         }
-        start_programs(&mut source, programs)?;
+        cast::start(&mut source, programs)?;
         step.done();
 
         let step = Step::start(&format!("{title} the driver: take a snapshot"));
@@ -285,7 +276,7 @@ impl Clone {
         )?;
         let mut events = Vec::new();
         for program in source.programs {
-            events.extend(read_events(&mut vm, program)?);
+            events.extend(cast::events(&mut vm, program)?);
         }
         let mut trace = if source.has_driver {
             trace::stop(&mut vm)?
@@ -347,26 +338,9 @@ impl Clone {
     }
 }
 
-/// Starts programs in the background and waits until each is ready.
-fn start_programs(vm: &mut Vm, programs: &[&str]) -> Result<()> {
-    for program in programs {
-        let report = report_of(program);
-        vm.run(
-            &format!(
-                "sysgenid-guest play {program} > {report} 2>&1 & \
-                 sysgenid-guest await {report} started",
-                report = report.display()
-            ),
-            PATIENCE,
-        )
-        .with_context(|| format!("the {program} did not start"))?;
-    }
-    Ok(())
-}
-
 fn await_everybody(vm: &mut Vm) -> Result<()> {
     for (program, text) in [(ORCHESTRATOR, "everybody-done"), (MAPPER, "noticed")] {
-        let report = report_of(program);
+        let report = cast::report_of(program);
         // Whoever is missing is reported later, with everything else.
         vm.outcome(
             &format!("sysgenid-guest await {} {text}", report.display()),
@@ -378,7 +352,7 @@ fn await_everybody(vm: &mut Vm) -> Result<()> {
 
 /// Waits until the server handed out enough tokens that can be compared.
 fn await_tokens(vm: &mut Vm, has_driver: bool) -> Result<()> {
-    let report = report_of(TOKEN_SERVER);
+    let report = cast::report_of(TOKEN_SERVER);
     let report = report.display();
     // With the driver those count that were handed out under the new generation.
     let pattern = if has_driver {
@@ -400,20 +374,6 @@ fn await_tokens(vm: &mut Vm, has_driver: bool) -> Result<()> {
         std::thread::sleep(Duration::from_millis(50));
     }
     bail!("the token server hands out no tokens any more")
-}
-
-fn read_events(vm: &mut Vm, program: &str) -> Result<Vec<Event>> {
-    let text = vm.run(&format!("cat {}", report_of(program).display()), PATIENCE)?;
-    text.lines()
-        .map(|line| {
-            serde_json::from_str(line)
-                .with_context(|| format!("the {program} reported something else: {line}"))
-        })
-        .collect()
-}
-
-fn report_of(program: &str) -> PathBuf {
-    Path::new("/run").join(format!("{program}.report"))
 }
 
 #[cfg(test)]

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A guest for a test: boots with a backend, and ends with a look at the kernel's log.
+
+use std::ops::Deref;
+use std::ops::DerefMut;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use anyhow::bail;
+use tempfile::TempDir;
+
+use crate::environment::Environment;
+use crate::guid;
+use crate::qemu::Machine;
+use crate::qemu::Vm;
+use crate::test::Context;
+
+/// How long an ordinary step in a guest may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Keeps the kernel's own driver from the device, so that it is free for ours. The kernel has the
+/// name misspelt like this.
+pub(crate) const WITHOUT_STOCK_DRIVER: &str = "initcall_blacklist=vmgenid_plaform_driver_init";
+
+/// What in a kernel's log says that something is wrong.
+const COMPLAINTS: &[&str] = &[
+    "WARNING:",
+    "BUG:",
+    "BUG ",
+    "Oops",
+    "Call Trace",
+    "general protection",
+    "Unable to handle",
+    "Kernel panic",
+    "refcount_t",
+    "UBSAN",
+    "KFENCE",
+    "leaked",
+    "INFO: task",
+    "rcu: INFO",
+    "possible recursive locking",
+    "possible circular locking",
+    "sleeping function called",
+    "scheduling while atomic",
+    "page allocation failure",
+    "nobody cared",
+];
+
+/// Which module notices the change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Backend {
+    /// The kernel's driver has the device, and ours hears from it.
+    Vmfork,
+    /// Our own driver has the device.
+    Acpi,
+}
+
+impl Backend {
+    /// What loads it.
+    fn load(self) -> &'static str {
+        match self {
+            Self::Vmfork => "modprobe sysgenid && modprobe sysgenid_vmfork",
+            Self::Acpi => "modprobe sysgenid && modprobe sysgenid_acpi",
+        }
+    }
+}
+
+/// A running guest, with its folder.
+pub(crate) struct Guest<'a> {
+    environment: &'a Environment,
+    folder: TempDir,
+    machine: Machine,
+    vm: Vm,
+    restores: u32,
+}
+
+impl<'a> Guest<'a> {
+    /// Boots a guest with a generation ID and loads a backend.
+    pub(crate) fn boot(
+        context: &'a Context<'_>,
+        backend: Backend,
+        append: &[&str],
+    ) -> Result<Self> {
+        let mut append = append.to_vec();
+        if backend == Backend::Acpi {
+            append.push(WITHOUT_STOCK_DRIVER);
+        }
+        let mut guest = Self::boot_bare(context, &append)?;
+        guest.run(backend.load(), PATIENCE)?;
+        Ok(guest)
+    }
+
+    /// Boots a guest with a generation ID and loads nothing.
+    pub(crate) fn boot_bare(context: &'a Context<'_>, append: &[&str]) -> Result<Self> {
+        let machine = context.environment()?.machine_with_guid()?;
+        Self::boot_machine(
+            context,
+            Machine {
+                append: append.iter().map(ToString::to_string).collect(),
+                ..machine
+            },
+        )
+    }
+
+    /// Boots any machine and loads nothing.
+    pub(crate) fn boot_machine(context: &'a Context<'_>, machine: Machine) -> Result<Self> {
+        let environment = context.environment()?;
+        let folder = context.cache.temporary_folder()?;
+        let vm = Vm::boot(&environment.tree, &machine, &folder.path().join("0"))?;
+        Ok(Self {
+            environment,
+            folder,
+            machine,
+            vm,
+            restores: 0,
+        })
+    }
+
+    /// The machine's generation ID.
+    pub(crate) fn guid(&self) -> Option<String> {
+        self.machine.guid.clone()
+    }
+
+    /// Stops the guest into a snapshot.
+    pub(crate) fn snapshot(self) -> Result<Snapshot<'a>> {
+        let Self {
+            environment,
+            folder,
+            machine,
+            vm,
+            restores,
+        } = self;
+        let log = std::fs::read_to_string(vm.console_log())?;
+        check_log(&log)?;
+        let path = folder.path().join(format!("snapshot-{restores}"));
+        vm.snapshot(&path)?;
+        Ok(Snapshot {
+            environment,
+            folder,
+            machine,
+            path,
+            restores,
+        })
+    }
+
+    /// Checks the kernel's log and lets the guest go down.
+    pub(crate) fn finish(self) -> Result<()> {
+        let path = self.vm.console_log();
+        self.vm.power_off()?;
+        check_log(&std::fs::read_to_string(path)?)
+    }
+}
+
+impl Deref for Guest<'_> {
+    type Target = Vm;
+
+    fn deref(&self) -> &Vm {
+        &self.vm
+    }
+}
+
+impl DerefMut for Guest<'_> {
+    fn deref_mut(&mut self) -> &mut Vm {
+        &mut self.vm
+    }
+}
+
+/// A guest that was stopped.
+pub(crate) struct Snapshot<'a> {
+    environment: &'a Environment,
+    folder: TempDir,
+    machine: Machine,
+    path: PathBuf,
+    restores: u32,
+}
+
+impl<'a> Snapshot<'a> {
+    /// Goes on as a new machine, with a new generation ID.
+    pub(crate) fn restore(self) -> Result<Guest<'a>> {
+        let guid = Some(guid::random()?);
+        self.restore_as(guid)
+    }
+
+    /// Goes on with a given generation ID.
+    pub(crate) fn restore_as(self, guid: Option<String>) -> Result<Guest<'a>> {
+        let (vm, machine) = self.start(guid)?;
+        Ok(Guest {
+            environment: self.environment,
+            folder: self.folder,
+            machine,
+            vm,
+            restores: self.restores + 1,
+        })
+    }
+
+    /// Starts a clone with a new generation ID, and keeps the snapshot.
+    pub(crate) fn clone_machine(&mut self) -> Result<Vm> {
+        let (vm, _) = self.start(Some(guid::random()?))?;
+        self.restores += 1;
+        Ok(vm)
+    }
+
+    fn start(&self, guid: Option<String>) -> Result<(Vm, Machine)> {
+        let machine = Machine {
+            guid,
+            ..self.machine.clone()
+        };
+        let folder = self.folder.path().join((self.restores + 1).to_string());
+        let vm = Vm::restore(&self.environment.tree, &machine, &folder, &self.path)?;
+        Ok((vm, machine))
+    }
+}
+
+/// Fails if the kernel complained.
+pub(crate) fn check_log(log: &str) -> Result<()> {
+    let lines: Vec<&str> = log.lines().collect();
+    for (index, line) in lines.iter().enumerate() {
+        if COMPLAINTS.iter().any(|complaint| line.contains(complaint)) {
+            let end = (index + 30).min(lines.len());
+            bail!(
+                "the guest's kernel complains:\n    {}",
+                lines[index..end].join("\n    ")
+            );
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn complaints_are_found() {
+        for line in [
+            "[    1.0] WARNING: CPU: 0 PID: 1 at kernel/x.c:1",
+            "[    1.0] BUG: kernel NULL pointer dereference",
+            "[    1.0] BUG kmalloc-64 (Tainted): Object already free",
+        ] {
+            assert!(check_log(line).is_err(), "{line}");
+        }
+        assert!(check_log("[    1.0] sysgenid: loading out-of-tree module taints kernel.").is_ok());
+    }
+}
