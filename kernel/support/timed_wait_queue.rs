@@ -52,9 +52,9 @@ impl TimedWaitQueue {
 
     /// Sleeps until `attempt` returns something, and returns that.
     ///
-    /// `attempt` runs before the first sleep and after each wake-up, always while the caller is
-    /// queued, so that no wake-up between the attempt and the sleep is missed. It may take spin locks
-    /// but must not sleep. The time-out is in nanoseconds from now; `None` is never.
+    /// `attempt` runs at once, before the first sleep and after each wake-up. Before each sleep it runs
+    /// while the caller is queued, so that no wake-up in between is missed. It may take spin locks but
+    /// must not sleep. The time-out is in nanoseconds from now; `None` is never.
     ///
     /// # Errors
     ///
@@ -64,6 +64,9 @@ impl TimedWaitQueue {
         timeout: Option<i64>,
         mut attempt: impl FnMut() -> Option<R>,
     ) -> Result<R, Ended> {
+        if let Some(value) = attempt() {
+            return Ok(value);
+        }
         // SAFETY: Any thread may read the clock.
         let now = unsafe { bindings::ktime_get() };
         let mut deadline = timeout.map(|nanoseconds| now.saturating_add(nanoseconds));
