@@ -7,6 +7,7 @@
 //! takes seconds.
 
 mod agent;
+mod bench;
 mod cache;
 mod cast;
 mod demo;
@@ -55,6 +56,8 @@ enum Command {
     Demo(demo::Options),
     /// Check everything that CI checks
     Test(test::Options),
+    /// Measure the module beside eventfd and timerfd
+    Bench(bench::Options),
     /// Boot, snapshot and restore a guest by hand
     #[command(subcommand)]
     Vm(vm::Action),
@@ -77,6 +80,7 @@ fn run(command: Command) -> Result<()> {
         Command::Build(choice) => build(&cache, &choice),
         Command::Demo(options) => demo::run(&cache, &options),
         Command::Test(options) => test::run(&cache, &options),
+        Command::Bench(options) => bench::run(&cache, &options),
         Command::Vm(action) => vm::run(&cache, action),
     }
 }

@@ -34,6 +34,9 @@ echo > trace
 echo 1 > tracing_on
 "#;
 
+/// Who asks for the reseeds that the kernel makes from time to time, whatever happens.
+const PERIODIC: &str = "(process_one_work+";
+
 /// What the name of the work item's function has in it.
 const OUR_WORK: &str = "sysgenid_vmfork";
 
@@ -82,6 +85,7 @@ fn parse(line: &str) -> Option<TraceEvent> {
             words.find(|word| word.contains(OUR_WORK))?;
             "bump".to_owned()
         }
+        "fed" if words.next()?.starts_with(PERIODIC) => return None,
         probe => probe.to_owned(),
     };
     Some(TraceEvent { what, monotonic_ns })
@@ -108,6 +112,10 @@ mod tests {
             ),
             (
                 " kworker-1 [000] ... 2.000000: workqueue_execute_start: work struct 0: function f",
+                None,
+            ),
+            (
+                " kworker-1 [000] ... 2.000000: fed: (process_one_work+0x1cd/0x3c0 <- crng_reseed)",
                 None,
             ),
             ("# tracer: nop", None),

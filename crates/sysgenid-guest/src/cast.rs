@@ -23,12 +23,8 @@ use sysgenid_guest::event::What;
 use crate::clock::monotonic_ns;
 use crate::node::Node;
 use crate::node::Page;
-
-/// The node of programs that others wait for.
-const TRACKED_NODE: &str = "/dev/vmgenid";
-
-/// The node of programs that only look.
-const UNTRACKED_NODE: &str = "/dev/sysgenid";
+use crate::node::TRACKED_NODE;
+use crate::node::UNTRACKED_NODE;
 
 /// How often the mapper looks, as a library does before each use.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);

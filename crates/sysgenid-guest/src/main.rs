@@ -3,6 +3,7 @@
 //! The programs that run in a guest.
 
 mod agent;
+mod bench;
 mod cast;
 mod clock;
 mod compat;
@@ -55,6 +56,11 @@ enum Program {
     Uevents,
     /// Make the ioctls as a 32-bit program does
     Compat { node: String },
+    /// Measure the module beside eventfd and timerfd, and print JSON
+    Bench {
+        /// What to call the module in the results
+        name: String,
+    },
     /// Wait until a file has a line with a text
     Await {
         file: String,
@@ -77,6 +83,7 @@ fn main() -> Result<()> {
         Program::DrawOnChange { node } => probes::draw_on_change(&node),
         Program::Uevents => probes::uevents(),
         Program::Compat { node } => probes::compat(&node),
+        Program::Bench { name } => bench::run(&name),
         Program::Await {
             file,
             text,

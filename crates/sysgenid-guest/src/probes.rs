@@ -21,6 +21,7 @@ use sysgenid_core::abi;
 use crate::compat;
 use crate::node::Node;
 use crate::node::Page;
+use crate::node::UNTRACKED_NODE;
 
 /// Bumps the generation `times` times.
 pub(crate) fn bump(path: &str, times: u32) -> Result<()> {
@@ -138,7 +139,8 @@ pub(crate) fn uevents() -> Result<()> {
 /// Makes the contract's ioctls as a 32-bit program does.
 pub(crate) fn compat(path: &str) -> Result<()> {
     let node = Node::open_nonblocking(path)?;
-    let page = Page::map(path)?;
+    // Always of the node that does not track: the mapping itself must not count as a watcher.
+    let page = Page::map(UNTRACKED_NODE)?;
     let call = |request, argument| compat::ioctl(&node, request, argument);
     let expect = |what: &str, got: i32, wanted: i32| {
         ensure!(got == wanted, "{what} returned {got} instead of {wanted}");

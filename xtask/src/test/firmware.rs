@@ -33,6 +33,7 @@ struct Device {
     works: bool,
 }
 
+/// Halves of more than 32 bits are not among them: the revision of QEMU's DSDT makes all integers 32 bits.
 const DEVICES: &[Device] = &[
     Device {
         about: "no ADDR",
@@ -67,11 +68,6 @@ const DEVICES: &[Device] = &[
     Device {
         about: "a package with a string",
         address: "Name (ADDR, Package () { 0xF0000, \"0\" })",
-        works: false,
-    },
-    Device {
-        about: "halves that are too large",
-        address: "Name (ADDR, Package () { 0x1000F0000, 0 })",
         works: false,
     },
     Device {

@@ -1,0 +1,521 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Measures a node's calls, and the same work done with `eventfd` and `timerfd`.
+//!
+//! The candidates of one work take turns, sample by sample, so that whatever else the machine does
+//! hits them alike. A sample of a short operation is the average of a batch, for the clock itself costs
+//! as much as the operation.
+
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
+use std::sync::mpsc;
+
+use anyhow::Context;
+use anyhow::Result;
+use anyhow::ensure;
+use rustix::event::EventfdFlags;
+use rustix::event::epoll;
+use rustix::event::eventfd;
+use rustix::io::Errno;
+use rustix::process::Resource;
+use rustix::process::Rlimit;
+use rustix::time::Itimerspec;
+use rustix::time::TimerfdClockId;
+use rustix::time::TimerfdFlags;
+use rustix::time::TimerfdTimerFlags;
+use rustix::time::Timespec;
+use rustix::time::timerfd_create;
+use rustix::time::timerfd_settime;
+use sysgenid_core::abi;
+use sysgenid_guest::measurement::Measurement;
+
+use crate::clock::monotonic_ns;
+use crate::node::Node;
+use crate::node::Page;
+
+/// The node that is measured; the other one takes the same ways.
+const NODE: &str = "/dev/sysgenid";
+
+/// How many short operations one sample is the average of.
+const BATCH: u32 = 64;
+
+/// How many samples of short operations are taken.
+const SAMPLES: usize = 500;
+
+/// How many watchers a bump is measured with.
+const WATCHERS: [usize; 5] = [0, 1 << 3, 100, 1000, 10_000];
+
+/// One that does the work: takes one sample, in nanoseconds for the whole batch.
+struct Candidate<'a> {
+    name: &'a str,
+    sample: Box<dyn FnMut() -> Result<u64> + 'a>,
+}
+
+impl<'a> Candidate<'a> {
+    /// Repeats an operation `batch` times in one sample.
+    fn new(name: &'a str, batch: u32, mut operation: impl FnMut() -> Result<()> + 'a) -> Self {
+        Self::timed(name, move || {
+            let start = monotonic_ns();
+            for _ in 0..batch {
+                operation()?;
+            }
+            Ok(monotonic_ns() - start)
+        })
+    }
+
+    /// Takes the time itself.
+    fn timed(name: &'a str, sample: impl FnMut() -> Result<u64> + 'a) -> Self {
+        Self {
+            name,
+            sample: Box::new(sample),
+        }
+    }
+}
+
+/// Measures everything and prints it as JSON.
+pub(crate) fn run(name: &str) -> Result<()> {
+    let limit = Rlimit {
+        current: Some(32_768),
+        maximum: Some(32_768),
+    };
+    rustix::process::setrlimit(Resource::Nofile, limit).context("cannot raise the file limit")?;
+    let mut bench = Bench {
+        name,
+        results: Vec::new(),
+    };
+    bench.probe()?;
+    bench.calls()?;
+    bench.open_and_close()?;
+    bench.wake_up()?;
+    for watchers in WATCHERS {
+        bench.bump(watchers)?;
+        bench.everybody_done(watchers)?;
+    }
+    println!("{}", serde_json::to_string(&bench.results)?);
+    Ok(())
+}
+
+struct Bench<'a> {
+    /// What to call the node among the candidates.
+    name: &'a str,
+    results: Vec<Measurement>,
+}
+
+impl Bench<'_> {
+    /// Takes samples of all candidates in turns.
+    fn compare(
+        &mut self,
+        work: &str,
+        samples: usize,
+        batch: u32,
+        mut candidates: Vec<Candidate<'_>>,
+    ) -> Result<()> {
+        let mut taken = vec![Vec::with_capacity(samples); candidates.len()];
+        // The first rounds warm up the emulator's translations and are not counted.
+        let warm_up = samples / 10 + 1;
+        for round in 0..warm_up + samples {
+            for (candidate, taken) in candidates.iter_mut().zip(&mut taken) {
+                let sample =
+                    (candidate.sample)().with_context(|| format!("{work}, {}", candidate.name))?;
+                if round >= warm_up {
+                    taken.push(sample / u64::from(batch));
+                }
+            }
+        }
+        for (candidate, mut taken) in candidates.into_iter().zip(taken) {
+            taken.sort_unstable();
+            self.results.push(Measurement {
+                work: work.to_owned(),
+                candidate: candidate.name.to_owned(),
+                samples: taken.len(),
+                batch,
+                median_ns: taken[taken.len() / 2],
+                p99_ns: taken[taken.len() * 99 / 100],
+            });
+        }
+        // Whoever watches the output sees that it goes on.
+        eprintln!("{work}");
+        std::io::stderr().flush()?;
+        Ok(())
+    }
+
+    fn probe(&mut self) -> Result<()> {
+        /// A load takes less than a system call by orders of magnitude.
+        const LOADS: u32 = 10_000;
+        let page = Page::map(NODE)?;
+        let counter = eventfd(0, EventfdFlags::NONBLOCK)?;
+        let mine = Candidate::new(self.name, LOADS, || {
+            std::hint::black_box(page.generation());
+            Ok(())
+        });
+        let call = Candidate::timed("eventfd read", || {
+            let start = monotonic_ns();
+            for _ in 0..LOADS / 100 {
+                expect_again(read_counter(&counter))?;
+            }
+            Ok((monotonic_ns() - start) * 100)
+        });
+        self.compare(
+            "probe: has it changed? (mapped load)",
+            200,
+            LOADS,
+            vec![call, mine],
+        )
+    }
+
+    fn calls(&mut self) -> Result<()> {
+        let node = Node::open_nonblocking(NODE)?;
+        let counter = eventfd(0, EventfdFlags::NONBLOCK)?;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK)?;
+        let read = Candidate::new(self.name, BATCH, || expect_again(node.read().map(drop)));
+        self.compare(
+            "non-blocking read, nothing new",
+            SAMPLES,
+            BATCH,
+            beside_reads(&counter, &timer, read),
+        )?;
+
+        // Outdated once and for all: every read returns the generation until it is acknowledged.
+        let outdated = Node::open_nonblocking(NODE)?;
+        outdated.bump()?;
+        let full = eventfd(u32::MAX, EventfdFlags::NONBLOCK | EventfdFlags::SEMAPHORE)?;
+        self.compare(
+            "non-blocking read, something new",
+            SAMPLES,
+            BATCH,
+            vec![
+                Candidate::new("eventfd read", BATCH, || Ok(read_counter(&full)?)),
+                Candidate::new(self.name, BATCH, || {
+                    outdated.read()?;
+                    Ok(())
+                }),
+            ],
+        )?;
+        drop(outdated);
+
+        let quick: [(&str, u32, usize); 4] = [
+            (
+                "ioctl GET_OUTDATED_WATCHERS",
+                abi::VMGENID_GET_OUTDATED_WATCHERS,
+                0,
+            ),
+            (
+                "ioctl VMGENID_WAIT_WATCHERS, nobody outdated",
+                abi::VMGENID_WAIT_WATCHERS,
+                1,
+            ),
+            (
+                "ioctl SYSGENID_WAIT_WATCHERS, nobody outdated",
+                abi::SYSGENID_WAIT_WATCHERS,
+                1,
+            ),
+            (
+                "ioctl SET_WATCHER_TRACKING, as it is",
+                abi::SYSGENID_SET_WATCHER_TRACKING,
+                0,
+            ),
+        ];
+        // A wait is refused to a caller that is outdated itself.
+        let fresh = Node::open_nonblocking(NODE)?;
+        for (work, request, argument) in quick {
+            let fresh = &fresh;
+            let candidate = Candidate::new(self.name, BATCH, move || {
+                fresh.ioctl(request, argument)?;
+                Ok(())
+            });
+            let candidates = beside_reads(&counter, &timer, candidate);
+            self.compare(work, SAMPLES, BATCH, candidates)?;
+        }
+        for (work, request) in [
+            ("ioctl FORCE_GEN_UPDATE", abi::VMGENID_FORCE_GEN_UPDATE),
+            ("ioctl TRIGGER_GEN_UPDATE", abi::SYSGENID_TRIGGER_GEN_UPDATE),
+        ] {
+            self.compare(
+                work,
+                SAMPLES,
+                1,
+                vec![
+                    Candidate::new("eventfd write", 1, || signal(&counter)),
+                    Candidate::new("timerfd settime", 1, || expire(&timer)),
+                    Candidate::new(self.name, 1, || {
+                        node.ioctl(request, 0)?;
+                        Ok(())
+                    }),
+                ],
+            )?;
+        }
+        // The generation cannot change meanwhile: nobody else is here.
+        let acknowledging = Node::open_nonblocking(NODE)?;
+        let generation = Page::map(NODE)?.generation();
+        self.compare(
+            "acknowledge (write)",
+            SAMPLES,
+            BATCH,
+            vec![
+                Candidate::new("eventfd write", BATCH, || signal(&counter)),
+                Candidate::new(self.name, BATCH, || {
+                    Ok(acknowledging.acknowledge(generation)?)
+                }),
+            ],
+        )
+    }
+
+    fn open_and_close(&mut self) -> Result<()> {
+        let candidates = vec![
+            Candidate::new("eventfd", BATCH, || {
+                drop(eventfd(0, EventfdFlags::CLOEXEC)?);
+                Ok(())
+            }),
+            Candidate::new("timerfd", BATCH, || {
+                drop(timerfd_create(
+                    TimerfdClockId::Monotonic,
+                    TimerfdFlags::CLOEXEC,
+                )?);
+                Ok(())
+            }),
+            Candidate::new(self.name, BATCH, || {
+                drop(Node::open(NODE)?);
+                Ok(())
+            }),
+        ];
+        self.compare(
+            "open and close (a node has a path to look up)",
+            SAMPLES,
+            BATCH,
+            candidates,
+        )
+    }
+
+    /// From the signal to the return of a reader that slept in `read`.
+    fn wake_up(&mut self) -> Result<()> {
+        let node = Node::open(NODE)?;
+        let trigger = Node::open(NODE)?;
+        let counter = eventfd(0, EventfdFlags::empty())?;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::empty())?;
+        std::thread::scope(|scope| {
+            let mut counter_reader = Reader::spawn(scope, || Ok(read_counter(&counter)?));
+            let mut timer_reader = Reader::spawn(scope, || Ok(read_counter(&timer)?));
+            let mut node_reader = Reader::spawn(scope, || {
+                let generation = node.read()?;
+                // The time is taken after this; an acknowledgement is part of neither yardstick, but
+                // small beside a wake-up.
+                Ok(node.acknowledge(generation)?)
+            });
+            let candidates = vec![
+                Candidate::timed("eventfd", || counter_reader.wake(|| signal(&counter))),
+                Candidate::timed("timerfd", || timer_reader.wake(|| expire(&timer))),
+                Candidate::timed(self.name, || node_reader.wake(|| Ok(trigger.bump()?))),
+            ];
+            self.compare("wake-up of one sleeping reader", SAMPLES, 1, candidates)
+        })
+    }
+
+    /// A bump with so many watchers: open ones, and ones that are registered with an epoll instance
+    /// each time. With an eventfd the same: so many descriptors of one, registered alike.
+    fn bump(&mut self, watchers: usize) -> Result<()> {
+        let trigger = Node::open(NODE)?;
+        let samples = samples_for(watchers);
+        {
+            let _open = open_watchers(watchers)?;
+            let counter = eventfd(0, EventfdFlags::NONBLOCK)?;
+            let _copies = copies(&counter, watchers)?;
+            let candidates = vec![
+                Candidate::new("eventfd write", 1, || signal(&counter)),
+                Candidate::new(self.name, 1, || Ok(trigger.bump()?)),
+            ];
+            self.compare(
+                &format!("bump, {watchers} watchers open"),
+                samples,
+                1,
+                candidates,
+            )?;
+        }
+        if watchers == 0 {
+            return Ok(());
+        }
+        let open = open_watchers(watchers)?;
+        let _node_events = register(&open)?;
+        let counter = eventfd(0, EventfdFlags::NONBLOCK)?;
+        let copies = copies(&counter, watchers)?;
+        let _counter_events = register(&copies)?;
+        let candidates = vec![
+            Candidate::timed("eventfd write", || {
+                let start = monotonic_ns();
+                signal(&counter)?;
+                Ok(monotonic_ns() - start)
+            }),
+            Candidate::timed(self.name, || {
+                let start = monotonic_ns();
+                trigger.bump()?;
+                Ok(monotonic_ns() - start)
+            }),
+        ];
+        self.compare(
+            &format!("bump, {watchers} watchers in one epoll"),
+            samples,
+            1,
+            candidates,
+        )
+    }
+
+    /// From a bump until a wait for everybody returns: each of the watchers reads and acknowledges, one
+    /// after the other. With eventfds: each of as many is signalled and read.
+    fn everybody_done(&mut self, watchers: usize) -> Result<()> {
+        let trigger = Node::open_nonblocking(NODE)?;
+        let tracked = open_watchers(watchers)?;
+        for watcher in &tracked {
+            watcher.ioctl(abi::SYSGENID_SET_WATCHER_TRACKING, 1)?;
+        }
+        let counters = (0..watchers)
+            .map(|_| eventfd(0, EventfdFlags::NONBLOCK))
+            .collect::<rustix::io::Result<Vec<_>>>()?;
+        let candidates = vec![
+            Candidate::timed("eventfd write, read", || {
+                let start = monotonic_ns();
+                for counter in &counters {
+                    signal(counter)?;
+                    read_counter(counter)?;
+                }
+                Ok(monotonic_ns() - start)
+            }),
+            Candidate::timed(self.name, || {
+                let start = monotonic_ns();
+                trigger.bump()?;
+                for watcher in &tracked {
+                    watcher.acknowledge(watcher.read()?)?;
+                }
+                trigger.acknowledge(trigger.read()?)?;
+                trigger.wait_for_everybody(0)?;
+                Ok(monotonic_ns() - start)
+            }),
+        ];
+        let work = format!("bump until all of {watchers} have acknowledged");
+        self.compare(&work, samples_for(watchers), 1, candidates)
+    }
+}
+
+/// A short call of the node, beside the cheapest calls of the yardsticks.
+fn beside_reads<'a>(
+    counter: &'a OwnedFd,
+    timer: &'a OwnedFd,
+    candidate: Candidate<'a>,
+) -> Vec<Candidate<'a>> {
+    vec![
+        Candidate::new("eventfd read", BATCH, || {
+            expect_again(read_counter(counter))
+        }),
+        Candidate::new("timerfd read", BATCH, || expect_again(read_counter(timer))),
+        candidate,
+    ]
+}
+
+/// A thread that does something blocking again and again.
+struct Reader {
+    sleeping: mpsc::Receiver<rustix::thread::Pid>,
+    woken: mpsc::Receiver<u64>,
+    again: mpsc::Sender<()>,
+}
+
+impl Reader {
+    fn spawn<'scope>(
+        scope: &'scope std::thread::Scope<'scope, '_>,
+        block: impl Fn() -> Result<()> + Send + 'scope,
+    ) -> Self {
+        let (announce, sleeping) = mpsc::channel();
+        let (report, woken) = mpsc::channel();
+        let (again, permission) = mpsc::channel::<()>();
+        scope.spawn(move || {
+            while permission.recv().is_ok() {
+                if announce.send(rustix::thread::gettid()).is_err() || block().is_err() {
+                    return;
+                }
+                if report.send(monotonic_ns()).is_err() {
+                    return;
+                }
+            }
+        });
+        Self {
+            sleeping,
+            woken,
+            again,
+        }
+    }
+
+    /// Lets it fall asleep, wakes it, and returns how long it took until it ran.
+    fn wake(&mut self, signal: impl FnOnce() -> Result<()>) -> Result<u64> {
+        self.again.send(())?;
+        let thread = self.sleeping.recv()?;
+        let path = format!("/proc/self/task/{thread}/stat");
+        while !std::fs::read_to_string(&path)?.contains(") S ") {
+            std::thread::yield_now();
+        }
+        let start = monotonic_ns();
+        signal()?;
+        let woken = self.woken.recv()?;
+        ensure!(woken >= start, "woken before it was signalled");
+        Ok(woken - start)
+    }
+}
+
+fn samples_for(watchers: usize) -> usize {
+    (100_000 / watchers.max(1)).clamp(30, SAMPLES)
+}
+
+fn open_watchers(count: usize) -> Result<Vec<Node>> {
+    (0..count)
+        .map(|_| Ok(Node::open_nonblocking(NODE)?))
+        .collect()
+}
+
+fn copies(fd: &OwnedFd, count: usize) -> Result<Vec<OwnedFd>> {
+    (0..count).map(|_| Ok(rustix::io::dup(fd)?)).collect()
+}
+
+fn register(fds: &[impl AsFd]) -> Result<OwnedFd> {
+    let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    for fd in fds {
+        epoll::add(
+            &events,
+            fd,
+            epoll::EventData::new_u64(0),
+            epoll::EventFlags::IN,
+        )?;
+    }
+    Ok(events)
+}
+
+fn read_counter(fd: &OwnedFd) -> rustix::io::Result<()> {
+    rustix::io::read(fd, &mut [0; 8]).map(drop)
+}
+
+fn signal(counter: &OwnedFd) -> Result<()> {
+    rustix::io::write(counter, &1_u64.to_ne_bytes())?;
+    Ok(())
+}
+
+/// Makes a timer expire at once.
+fn expire(timer: &OwnedFd) -> Result<()> {
+    let zero = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    let soon = Timespec {
+        tv_sec: 0,
+        tv_nsec: 1,
+    };
+    let once = Itimerspec {
+        it_interval: zero,
+        it_value: soon,
+    };
+    timerfd_settime(timer, TimerfdTimerFlags::empty(), &once)?;
+    Ok(())
+}
+
+fn expect_again(result: rustix::io::Result<()>) -> Result<()> {
+    ensure!(
+        result == Err(Errno::AGAIN),
+        "expected EAGAIN, got {result:?}"
+    );
+    Ok(())
+}
