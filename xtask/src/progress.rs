@@ -11,12 +11,14 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::process::Stdio;
+use std::sync::LazyLock;
 use std::time::Duration;
 use std::time::Instant;
 
 use anyhow::Context;
 use anyhow::Result;
 use anyhow::bail;
+use indicatif::MultiProgress;
 use indicatif::ProgressBar;
 use indicatif::ProgressStyle;
 
@@ -25,6 +27,9 @@ const PLAIN_INTERVAL: Duration = Duration::from_secs(20);
 
 /// How many lines of a log are shown when a step fails.
 const SHOWN_LINES: usize = 25;
+
+/// All spinners, for a step may have steps of its own.
+static SPINNERS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 /// A step under way.
 pub(crate) struct Step {
@@ -38,7 +43,7 @@ impl Step {
     /// Starts to show a step.
     pub(crate) fn start(title: &str) -> Self {
         let spinner = std::io::stderr().is_terminal().then(|| {
-            let spinner = ProgressBar::new_spinner().with_style(
+            let spinner = SPINNERS.add(ProgressBar::new_spinner()).with_style(
                 ProgressStyle::with_template("{spinner} {prefix} [{elapsed}] {wide_msg:.dim}")
                     .unwrap_or_else(|_| ProgressStyle::default_spinner()),
             );
@@ -88,8 +93,9 @@ impl Step {
     fn end(&self, line: &str) {
         if let Some(spinner) = &self.spinner {
             spinner.finish_and_clear();
+            SPINNERS.remove(spinner);
         }
-        eprintln!("{line}");
+        SPINNERS.suspend(|| eprintln!("{line}"));
     }
 }
 
