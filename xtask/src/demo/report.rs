@@ -79,11 +79,13 @@ pub(crate) fn print_how_to_attach(scene: &Scene) {
 fn print_timeline(clone: &Clone) {
     let apart = signed_difference(clone.resumed_by_itself.guest_ns, clone.resumed.guest_ns);
     println!(
-        "\n{}: resumed at {:.6} s of its clock, known to ±{:.0} µs; measured a second way: {:+.0} µs",
+        "\n{}: resumed at {:.6} s of its clock, known to ±{:.0} µs; a second way to measure it \
+         differs by {:+.0} µs (±{:.0} µs)",
         clone.name,
         microseconds(i128::from(clone.resumed.guest_ns)) / 1e6,
         microseconds(i128::from(clone.resumed.uncertainty_ns)),
         microseconds(apart),
+        microseconds(i128::from(clone.resumed_by_itself.uncertainty_ns)),
     );
     let mut table = table::new(["µs after resume", "µs later", "who", "what"]);
     let mut previous = 0;
