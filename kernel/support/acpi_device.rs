@@ -49,9 +49,7 @@ impl fmt::Display for EvaluateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             EvaluateError::Failed(status) => {
-                // SAFETY: The function returns a static string for any status.
-                let name = unsafe { CStr::from_char_ptr(bindings::acpi_format_exception(*status)) };
-                f.write_fmt(fmt!("evaluation failed with {name}"))
+                f.write_fmt(fmt!("evaluation failed with {}", status_name(*status)))
             }
             EvaluateError::NotAPackage(kind) => {
                 write!(f, "expected a package, found an object of type {kind}")
@@ -65,6 +63,12 @@ impl fmt::Display for EvaluateError {
             }
         }
     }
+}
+
+/// The name of a status of the interpreter, such as `AE_NOT_FOUND`.
+fn status_name(status: bindings::acpi_status) -> &'static CStr {
+    // SAFETY: The function returns a static string for any status.
+    unsafe { CStr::from_char_ptr(bindings::acpi_format_exception(status)) }
 }
 
 impl<'bound> AcpiDevice<'bound> {
@@ -191,25 +195,28 @@ impl<'bound, T: Notify> NotifyHandler<'bound, T> {
         device: AcpiDevice<'bound>,
         target: impl PinInit<T, Error>,
     ) -> impl PinInit<Self, Error> {
-        // INVARIANT: The handler is installed at the end of the initialisation.
+        // INVARIANT: The handler is installed last, and an error of that ends the initialisation.
         try_pin_init!(Self {
             device,
             target <- target,
+            _: {
+                // SAFETY: The target is pinned, and the destructor removes the handler before the
+                // target is dropped.
+                let status = unsafe {
+                    bindings::acpi_install_notify_handler(
+                        device.handle,
+                        bindings::ACPI_DEVICE_NOTIFY,
+                        Some(notify_callback::<T>),
+                        core::ptr::from_ref::<T>(&target).cast_mut().cast(),
+                    )
+                };
+                if status != 0 {
+                    pr_err!("cannot listen to the device: {}\n", status_name(status));
+                    return Err(ENODEV);
+                }
+            },
         })
         .pin_chain(|handler| {
-            // SAFETY: The target is pinned, and the destructor removes the handler before the target
-            // is dropped.
-            let status = unsafe {
-                bindings::acpi_install_notify_handler(
-                    handler.device.handle,
-                    bindings::ACPI_DEVICE_NOTIFY,
-                    Some(notify_callback::<T>),
-                    core::ptr::from_ref(&handler.target).cast_mut().cast(),
-                )
-            };
-            if status != 0 {
-                return Err(ENODEV);
-            }
             handler.target.notify();
             Ok(())
         })

@@ -11,7 +11,7 @@ use kernel::{
     sync::atomic::{
         ordering::Release,
         Atomic, //
-    },
+    }, //
 };
 
 /// A zeroed page with a `u32` at its start.
@@ -52,7 +52,31 @@ impl CounterPage {
         vma.try_clear_mayexec()?;
         vma.set_dontexpand();
         vma.set_dontdump();
+        // Put in place now, so that the first look is no page fault.
         vma.set_mixedmap().vm_insert_page(vma.start(), &self.page)
+    }
+
+    /// Puts the page back into a mapping that has lost it.
+    ///
+    /// # Safety
+    ///
+    /// `fault` must be a fault in an area that [`map`](Self::map) has set up for this page.
+    pub(crate) unsafe fn handle_fault(
+        &self,
+        fault: *mut bindings::vm_fault,
+    ) -> bindings::vm_fault_t {
+        // SAFETY: The caller passes a valid fault.
+        let place = unsafe { (*fault).__bindgen_anon_1 };
+        // SAFETY: The area is valid during a fault in it, and `map` has made it a mixed map, which is
+        // what this function needs where the area is shared already.
+        let result =
+            unsafe { bindings::vm_insert_page(place.vma, place.address, self.page.as_ptr()) };
+        // `EBUSY`: another thread was faster.
+        if result == 0 || result == EBUSY.to_errno() {
+            bindings::vm_fault_reason_VM_FAULT_NOPAGE
+        } else {
+            bindings::vm_fault_reason_VM_FAULT_OOM
+        }
     }
 }
 

@@ -1,11 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A few bytes of memory that the firmware or the hypervisor writes to.
+//! A few bytes of memory that an ACPI device has designated for its driver to read.
 //!
 //! C header: [`include/linux/io.h`](srctree/include/linux/io.h)
 
+use crate::acpi_device::{
+    AcpiDevice,
+    EvaluateError, //
+};
 use kernel::{
     bindings,
+    fmt,
+    page::PAGE_SIZE,
     prelude::*, //
 };
 
@@ -21,21 +27,58 @@ unsafe impl<const N: usize> Send for FirmwareMemory<N> {}
 // SAFETY: Reading takes no exclusive access.
 unsafe impl<const N: usize> Sync for FirmwareMemory<N> {}
 
+/// Why the memory cannot be found or mapped.
+pub(crate) enum LocateError {
+    /// The method does not return what it should.
+    Evaluate(EvaluateError),
+    /// One of the two integers has more than 32 bits.
+    Halves,
+    /// This address is 0, beyond what the machine can address, or not followed by `N` bytes of the
+    /// same page.
+    Address(u64),
+    /// The memory at this address cannot be mapped.
+    Map(u64),
+}
+
+impl fmt::Display for LocateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LocateError::Evaluate(error) => error.fmt(f),
+            LocateError::Halves => f.write_fmt(fmt!("a half of the address exceeds 32 bits")),
+            LocateError::Address(address) => {
+                f.write_fmt(fmt!("{address:#x} is not a valid address"))
+            }
+            LocateError::Map(address) => f.write_fmt(fmt!("cannot map the memory at {address:#x}")),
+        }
+    }
+}
+
 impl<const N: usize> FirmwareMemory<N> {
-    /// Maps the bytes at a physical address.
+    /// Maps the bytes at the address that a method of the device returns, as two integers: the low
+    /// and the high 32 bits.
     ///
     /// # Errors
     ///
-    /// `EINVAL` for address 0 and for one beyond what this machine can address, `ENOMEM` if it cannot
-    /// be mapped.
-    pub(crate) fn new(address: u64) -> Result<Self> {
-        // SAFETY: The end of the resource tree's root is set at boot.
-        let last = unsafe { bindings::iomem_resource.end };
-        let end = address.checked_add(N as u64 - 1);
-        if address == 0 || end.is_none_or(|end| end > last) {
-            return Err(EINVAL);
+    /// A [`LocateError`], whatever the firmware returns.
+    pub(crate) fn locate(device: &AcpiDevice<'_>, method: &CStr) -> Result<Self, LocateError> {
+        let [low, high] = device
+            .evaluate_integers(method)
+            .map_err(LocateError::Evaluate)?;
+        let (Ok(low), Ok(high)) = (u32::try_from(low), u32::try_from(high)) else {
+            return Err(LocateError::Halves);
+        };
+        Self::map(u64::from(high) << 32 | u64::from(low))
+    }
+
+    fn map(address: u64) -> Result<Self, LocateError> {
+        // SAFETY: The root of the resource tree is set up at boot.
+        let last_address = unsafe { bindings::iomem_resource.end };
+        let in_page = address as usize % PAGE_SIZE;
+        if address == 0 || in_page > PAGE_SIZE - N || address > last_address - N as u64 {
+            return Err(LocateError::Address(address));
         }
-        // SAFETY: `memremap` checks the range; mapping it as memory has no side effects.
+        // SAFETY: Mapping memory as such has no side effects, and what is mapped is what the firmware
+        // has designated for the driver to read.
         let pointer = unsafe {
             bindings::memremap(
                 address,
@@ -44,7 +87,7 @@ impl<const N: usize> FirmwareMemory<N> {
             )
         };
         if pointer.is_null() {
-            return Err(ENOMEM);
+            return Err(LocateError::Map(address));
         }
         Ok(Self(pointer.cast()))
     }

@@ -2,11 +2,15 @@
 
 //! A misc device that can be polled and that carries data.
 //!
-//! [`kernel::miscdevice`] has neither `poll` nor a way to reach the driver's state from `open`, and
-//! sets no permission bits. This adds the three on top of its table of file operations.
+//! [`kernel::miscdevice`] has no `poll`, no way to reach the driver's state from `open`, no permission
+//! bits and no uevents. This adds them on top of its table of file operations.
 //!
 //! C header: [`include/linux/miscdevice.h`](srctree/include/linux/miscdevice.h)
 
+use crate::{
+    counter_page::CounterPage,
+    uevent::Uevents, //
+};
 use core::marker::PhantomData;
 use kernel::{
     bindings,
@@ -28,7 +32,10 @@ use kernel::{
     mm::virt::VmaNew,
     prelude::*,
     seq_file::SeqFile,
-    sync::poll::PollTable,
+    sync::{
+        poll::PollTable,
+        Arc, //
+    },
     types::{
         ForeignOwnable,
         Opaque, //
@@ -68,8 +75,11 @@ pub(crate) trait Device: Sized + 'static {
     /// Registers with a wait queue through `table`, then returns the events that are pending.
     fn poll(opened: Borrowed<'_, Self>, file: &File, table: PollTable<'_>) -> u32;
 
-    /// Sets up a mapping of an open file.
+    /// Sets up a mapping of an open file, by [`CounterPage::map`] on its [`page`](Self::page).
     fn mmap(opened: Borrowed<'_, Self>, vma: &VmaNew) -> Result;
+
+    /// The page that mappings of an open file show.
+    fn page<'a>(opened: Borrowed<'a, Self>) -> &'a CounterPage;
 
     /// Carries out an ioctl whose argument is passed by value; for 32-bit callers, too, whose
     /// argument is then zero-extended.
@@ -91,49 +101,34 @@ pub(crate) struct Options {
 ///
 /// # Invariants
 ///
-/// `misc` is registered, `misc.fops` points to `fops`, and `misc` stands first, so that a pointer to
-/// it is a pointer to the whole.
+/// `misc` is registered, and stands first, so that a pointer to it is a pointer to the whole.
+/// `uevents` stops sending events of it before it is deregistered.
 #[repr(C)]
 #[pin_data(PinnedDrop)]
 pub(crate) struct Registration<T: Device> {
     #[pin]
     misc: Opaque<bindings::miscdevice>,
-    #[pin]
-    fops: Opaque<bindings::file_operations>,
+    uevents: Option<Arc<Uevents>>,
     data: T::Data,
 }
 
 // SAFETY: A misc device may be deregistered on another thread, and `T::Data` is `Send`.
 unsafe impl<T: Device> Send for Registration<T> {}
-// SAFETY: `misc` and `fops` are not written after registration, and `T::Data` is `Sync`.
+// SAFETY: The kernel changes `misc` under a lock of its own, and `T::Data` is `Sync`.
 unsafe impl<T: Device> Sync for Registration<T> {}
 
 impl<T: Device> Registration<T> {
-    /// Registers a misc device. `module` is pinned while a file of it is open.
-    pub(crate) fn new(
-        options: Options,
-        module: &'static ThisModule,
-        data: T::Data,
-    ) -> impl PinInit<Self, Error> {
+    /// Registers a misc device. While a file of it is open, this module stays loaded.
+    pub(crate) fn new(options: Options, data: T::Data) -> impl PinInit<Self, Error> {
         // INVARIANT: `misc` is initialised last, and an error of `misc_register` ends the
         // initialisation.
-        try_pin_init!(&this in Self {
+        try_pin_init!(Self {
             data,
-            fops <- Opaque::ffi_init(move |slot: *mut bindings::file_operations| {
-                let plain = MiscDeviceOptions { name: options.name }.into_raw::<Adapter<T>>();
-                // SAFETY: `into_raw` sets `fops` to a valid static table.
-                let mut fops = unsafe { *plain.fops };
-                fops.owner = module.as_ptr();
-                fops.poll = Some(poll_callback::<T>);
-                // SAFETY: The slot is valid for writes.
-                unsafe { slot.write(fops) };
-            }),
+            uevents: None,
             misc <- Opaque::try_ffi_init(move |slot: *mut bindings::miscdevice| {
                 let mut misc = MiscDeviceOptions { name: options.name }.into_raw::<Adapter<T>>();
                 misc.mode = options.mode;
-                // SAFETY: `this` points to the pinned value that is being initialised, whose `fops`
-                // is initialised above.
-                misc.fops = unsafe { (*this.as_ptr()).fops.get() };
+                misc.fops = &Adapter::<T>::FILE_OPERATIONS;
                 // SAFETY: The slot is valid for writes.
                 unsafe { slot.write(misc) };
                 // SAFETY: The slot holds a complete `miscdevice` that stays in place until the
@@ -143,17 +138,22 @@ impl<T: Device> Registration<T> {
         })
     }
 
-    /// The device under `/sys/class/misc`.
-    pub(crate) fn device(&self) -> &DriverDevice {
-        // SAFETY: By the type invariants the device is registered, hence `this_device` is valid for
-        // as long as `self` is.
-        unsafe { DriverDevice::from_raw((*self.misc.get()).this_device) }
+    /// Has `uevents` send events of this device, until it is deregistered.
+    pub(crate) fn start_uevents(self: Pin<&mut Self>, uevents: Arc<Uevents>) {
+        // SAFETY: By the type invariants the device is registered, hence `this_device` is valid.
+        let device = unsafe { DriverDevice::from_raw((*self.misc.get()).this_device) };
+        // SAFETY: As above; the destructor stops the events before it deregisters the device.
+        unsafe { uevents.start(device) };
+        *self.project().uevents = Some(uevents);
     }
 }
 
 #[pinned_drop]
 impl<T: Device> PinnedDrop for Registration<T> {
     fn drop(self: Pin<&mut Self>) {
+        if let Some(uevents) = &self.uevents {
+            uevents.stop();
+        }
         // SAFETY: By the type invariants the device is registered.
         unsafe { bindings::misc_deregister(self.misc.get()) };
     }
@@ -163,6 +163,28 @@ impl<T: Device> PinnedDrop for Registration<T> {
 ///
 /// Nothing outside this file can name it, so the only registrations of it are [`Registration`]s.
 struct Adapter<T>(PhantomData<T>);
+
+impl<T: Device> Adapter<T> {
+    /// The kernel crate's table, with what it lacks.
+    const FILE_OPERATIONS: bindings::file_operations = {
+        let plain = MiscDeviceOptions { name: c"" }.into_raw::<Self>();
+        // SAFETY: `into_raw` sets `fops` to a valid static table.
+        let mut operations = unsafe { *plain.fops };
+        operations.poll = Some(poll_callback::<T>);
+        // The kernel crate does so itself since Linux 7.3.
+        #[cfg(before_linux_7_3)]
+        {
+            operations.owner = crate::THIS_MODULE.as_ptr();
+        }
+        operations
+    };
+
+    /// What the mappings of open files do.
+    const MAPPING: bindings::vm_operations_struct = bindings::vm_operations_struct {
+        fault: Some(fault_callback::<T>),
+        ..pin_init::zeroed()
+    };
+}
 
 #[vtable]
 impl<T: Device> MiscDevice for Adapter<T> {
@@ -180,7 +202,10 @@ impl<T: Device> MiscDevice for Adapter<T> {
     }
 
     fn mmap(opened: Borrowed<'_, T>, _file: &File, vma: &VmaNew) -> Result {
-        T::mmap(opened, vma)
+        T::mmap(opened, vma)?;
+        // SAFETY: The area is being set up, so nobody else looks at it yet.
+        unsafe { (*vma.as_ptr()).vm_ops = &Self::MAPPING };
+        Ok(())
     }
 
     fn read_iter(kiocb: Kiocb<'_, T::Ptr>, to: &mut IovIterDest<'_>) -> Result<usize> {
@@ -237,4 +262,20 @@ unsafe extern "C" fn poll_callback<T: Device>(
     // SAFETY: The caller passes null or a valid table.
     let table = unsafe { PollTable::from_raw(table) };
     T::poll(opened, file, table)
+}
+
+/// Called when a mapping has lost its page, which `madvise(MADV_DONTNEED)` does.
+///
+/// # Safety
+///
+/// `fault` must be a fault in a mapping of an open file of a [`Registration<T>`].
+unsafe extern "C" fn fault_callback<T: Device>(
+    fault: *mut bindings::vm_fault,
+) -> bindings::vm_fault_t {
+    // SAFETY: The caller passes a valid fault, and a mapping keeps its file open.
+    let private_data = unsafe { (*(*(*fault).__bindgen_anon_1.vma).vm_file).private_data };
+    // SAFETY: `open` stored a foreign `T::Ptr`, which is not taken back while the file is open.
+    let opened = unsafe { <T::Ptr as ForeignOwnable>::borrow(private_data) };
+    // SAFETY: `T::mmap` has set the area up for this page.
+    unsafe { T::page(opened).handle_fault(fault) }
 }

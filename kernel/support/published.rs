@@ -35,7 +35,8 @@ impl<T: Send + Sync + 'static> Published<T> {
         Self(Atomic::new(ptr::null_mut()))
     }
 
-    /// Fills the slot until the returned value is dropped. What it held before is dropped.
+    /// Fills the slot until the returned value is dropped. There is to be one such value at a time:
+    /// dropping any of them empties the slot.
     pub(crate) fn publish(&'static self, state: Arc<T>) -> Publication<T> {
         // INVARIANT: The pointer stands for the reference count that `into_raw` leaves behind.
         let pointer = Arc::into_raw(state).cast_mut();

@@ -12,15 +12,13 @@ use crate::{
         abi,
         Change,
         Error,
-        Generation,
         Registry,
         Wake, //
     },
     timed_wait_queue::TimedWaitQueue,
-    uevent, //
+    uevent::Uevents, //
 };
 use kernel::{
-    device::Device,
     new_poll_condvar,
     new_spinlock,
     optional_name,
@@ -28,11 +26,11 @@ use kernel::{
     static_lock_class,
     str::CString,
     sync::{
-        aref::ARef,
         poll::PollCondVar,
-        SetOnce,
+        Arc,
         SpinLock, //
-    }, //
+    },
+    task::might_sleep, //
 };
 
 /// The generation of this machine.
@@ -49,13 +47,13 @@ pub(crate) struct Instance {
     pub(crate) settled: TimedWaitQueue,
     /// What user space maps.
     pub(crate) page: CounterPage,
-    /// The device whose uevents tell of changes; none while uevents are off.
-    uevents: SetOnce<ARef<Device>>,
+    /// What tells udev of changes.
+    uevents: Arc<Uevents>,
 }
 
 impl Instance {
-    /// An instance at generation 0 that sends no uevents.
-    pub(crate) fn new() -> impl PinInit<Self, kernel::error::Error> {
+    /// An instance at generation 0 that tells of changes through `uevents`.
+    pub(crate) fn new(uevents: Arc<Uevents>) -> impl PinInit<Self, kernel::error::Error> {
         try_pin_init!(Self {
             registry <- new_spinlock!(Registry::new(), "sysgenid_registry"),
             changed <- new_poll_condvar!("sysgenid_changed"),
@@ -64,17 +62,13 @@ impl Instance {
                 static_lock_class!(),
             ),
             page: CounterPage::new()?,
-            uevents: SetOnce::new(),
+            uevents,
         })
-    }
-
-    /// From now on each change sends a uevent of `device`.
-    pub(crate) fn send_uevents(&self, device: &Device) {
-        self.uevents.populate(device.into());
     }
 
     /// A backend noticed a change. May sleep.
     pub(crate) fn bump(&self) {
+        might_sleep();
         let mut registry = self.registry.lock();
         let change = registry.bump();
         self.page.store(change.generation.get());
@@ -100,20 +94,17 @@ impl Instance {
         }
     }
 
-    /// Wakes everybody, then tells udev.
+    /// Wakes everybody, then tells udev. The events of changes that race with each other may come in
+    /// any order.
     fn announce(&self, change: Change) {
         self.changed.notify_all();
         self.settled.wake_all();
-        if let Some(device) = self.uevents.as_ref() {
-            if let Err(error) = send_uevent(device, change.generation) {
-                let generation = change.generation.get();
-                pr_warn!("no uevent for generation {generation}: {error:?}\n");
-            }
+        let generation = change.generation.get();
+        let sent = CString::try_from_fmt(fmt!("{}={generation}", abi::UEVENT_VARIABLE))
+            .map_err(kernel::error::Error::from)
+            .and_then(|variable| self.uevents.send_change(&variable));
+        if let Err(error) = sent {
+            pr_warn!("no uevent for generation {generation}: {error:?}\n");
         }
     }
-}
-
-fn send_uevent(device: &Device, generation: Generation) -> Result {
-    let variable = CString::try_from_fmt(fmt!("{}={}", abi::UEVENT_VARIABLE, generation.get()))?;
-    uevent::change(device, &variable)
 }

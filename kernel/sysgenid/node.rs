@@ -6,10 +6,14 @@
 
 use crate::{
     capability,
-    counter_page,
+    counter_page::{
+        self,
+        CounterPage, //
+    },
     instance::Instance,
     miscdevice::{
         self,
+        Borrowed,
         READABLE, //
     },
     sysgenid_core::{
@@ -195,6 +199,10 @@ impl miscdevice::Device for Description {
         description.instance.page.map(vma)
     }
 
+    fn page<'a>(description: Borrowed<'a, Self>) -> &'a CounterPage {
+        &description.instance.page
+    }
+
     fn ioctl(description: &Self, command: u32, argument: usize) -> Result<isize> {
         match Ioctl::decode(command, argument as u64).map_err(errno)? {
             Ioctl::CountOutdatedWatchers => {
@@ -219,6 +227,7 @@ impl miscdevice::Device for Description {
     }
 
     fn show_fdinfo(description: &Self, to: &SeqFile) {
+        // A copy: printing must not happen under the lock.
         let registry = description.instance.registry.lock();
         let watcher = description.watcher.access(&registry).clone();
         let generation = registry.generation();

@@ -23,6 +23,7 @@ use node::{
 };
 use published::Published;
 use sysgenid_core::Node;
+use uevent::Uevents;
 
 #[path = "../support/capability.rs"]
 mod capability;
@@ -69,7 +70,8 @@ pub extern "C" fn sysgenid_bump_generation() {
     }
 }
 
-/// The module parameter. Its accessor returned a reference before Linux 7.3, hence the borrow.
+/// The module parameter. Before Linux 7.3 there are none of type `bool`, and the accessor returns a
+/// reference, hence the number and the borrow.
 fn uevents_wanted() -> bool {
     let value = module_parameters::uevents.value();
     *Borrow::<u8>::borrow(&value) != 0
@@ -80,24 +82,30 @@ struct Sysgenid {
     // them open by then, for an open node pins this module.
     _publication: published::Publication<Instance>,
     _vmgenid: Pin<KBox<miscdevice::Registration<Description>>>,
-    _sysgenid: Pin<KBox<miscdevice::Registration<Description>>>,
+    _sysgenid: Option<Pin<KBox<miscdevice::Registration<Description>>>>,
 }
 
 impl kernel::Module for Sysgenid {
-    fn init(module: &'static ThisModule) -> Result<Self> {
-        let instance = Arc::pin_init(Instance::new(), GFP_KERNEL)?;
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        let uevents = Arc::pin_init(Uevents::new(), GFP_KERNEL)?;
+        let instance = Arc::pin_init(Instance::new(uevents.clone()), GFP_KERNEL)?;
         let register = |node| {
             let data = NodeData {
                 node,
                 instance: instance.clone(),
             };
-            let registration = miscdevice::Registration::new(node::options(node), module, data);
+            let registration = miscdevice::Registration::new(node::options(node), data);
             KBox::pin_init(registration, GFP_KERNEL)
         };
         let vmgenid = register(Node::Vmgenid)?;
-        let sysgenid = register(Node::Sysgenid)?;
-        if uevents_wanted() {
-            instance.send_uevents(sysgenid.device());
+        // Somebody may have the first node open by now, so from here on nothing may fail.
+        let mut sysgenid = register(Node::Sysgenid)
+            .inspect_err(|error| pr_err!("there is no /dev/sysgenid: {error:?}\n"))
+            .ok();
+        if let Some(sysgenid) = &mut sysgenid {
+            if uevents_wanted() {
+                sysgenid.as_mut().start_uevents(uevents);
+            }
         }
         Ok(Self {
             _publication: INSTANCE.publish(instance),

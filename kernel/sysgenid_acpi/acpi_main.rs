@@ -85,31 +85,6 @@ impl Notify for VmGenerationId {
     }
 }
 
-/// Finds out where the GUID is.
-fn locate(device: &Device<Bound>, companion: &AcpiDevice<'_>) -> Result<FirmwareMemory<GUID_SIZE>> {
-    let [low, high] = companion.evaluate_integers(c"ADDR").map_err(|error| {
-        dev_err!(
-            device,
-            "firmware error: ADDR must return the address of the GUID: {error}\n"
-        );
-        EINVAL
-    })?;
-    let (Ok(low), Ok(high)) = (u32::try_from(low), u32::try_from(high)) else {
-        dev_err!(
-            device,
-            "firmware error: ADDR must return two halves of 32 bits\n"
-        );
-        return Err(EINVAL);
-    };
-    let address = u64::from(high) << 32 | u64::from(low);
-    FirmwareMemory::new(address).inspect_err(|error| {
-        dev_err!(
-            device,
-            "firmware error: no GUID can be at the address that ADDR returns, {address:#x}: {error:?}\n"
-        );
-    })
-}
-
 struct AcpiDriver;
 
 acpi_id_table!(
@@ -134,8 +109,14 @@ impl platform::Driver for AcpiDriver {
         pin_init::pin_init_scope(move || {
             let device: &'bound Device<Bound> = platform_device.as_ref();
             let companion = AcpiDevice::of(device).ok_or(ENODEV)?;
-            let firmware = locate(device, &companion)?;
-            Ok(NotifyHandler::new(companion, VmGenerationId::new(firmware)))
+            let guid = FirmwareMemory::locate(&companion, c"ADDR").map_err(|error| {
+                dev_err!(
+                    device,
+                    "firmware error: ADDR does not lead to a GUID: {error}\n"
+                );
+                EINVAL
+            })?;
+            Ok(NotifyHandler::new(companion, VmGenerationId::new(guid)))
         })
     }
 }
