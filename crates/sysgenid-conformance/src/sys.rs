@@ -173,6 +173,14 @@ impl Mapping {
         unsafe { rustix::mm::mprotect(self.start.as_ptr().cast(), self.length, protection) }
     }
 
+    /// Throws its pages out, to be fetched again at the next look.
+    pub(crate) fn throw_out(&self) -> Result<(), Errno> {
+        // SAFETY: nothing in this program holds what is in the page.
+        unsafe {
+            rustix::mm::madvise(self.start.as_ptr().cast(), self.length, Advice::LinuxDontNeed)
+        }
+    }
+
     /// Asks for another length, the new pages where the kernel likes.
     pub(crate) fn resize(&mut self, length: usize) -> Result<(), Errno> {
         // SAFETY: the old address is not used after a success, and no reference to it is kept.

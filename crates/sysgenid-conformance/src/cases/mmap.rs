@@ -70,6 +70,11 @@ pub(super) const CASES: &[Case] = &[
         a_mapping_cannot_become_executable,
     ),
     case(
+        "a-mapping-whose-page-was-thrown-out-shows-the-live-generation",
+        &["mmap-stays"],
+        a_mapping_whose_page_was_thrown_out,
+    ),
+    case(
         "a-mapping-is-never-dumped",
         &["mmap-not-dumped"],
         a_mapping_is_never_dumped,
@@ -216,6 +221,20 @@ fn cannot_become(node: &Node, protection: MprotectFlags) -> Outcome {
             fails(&what, mapping.protect(protection), Errno::ACCESS)?;
             mapping.generation();
         }
+    }
+    Ok(())
+}
+
+fn a_mapping_whose_page_was_thrown_out(node: &Node) -> Outcome {
+    let control = node.control()?;
+    let mapping = node.map()?;
+    for _ in 0..2 {
+        let expected = control.bump()?;
+        mapping.throw_out()?;
+        // In a process of its own, because a page that does not come back is a SIGBUS.
+        let child = Process::spawn(|| same("what it shows", mapping.generation(), expected))?;
+        child.join("a look at the mapping")?;
+        same("what it shows", mapping.generation(), expected)?;
     }
     Ok(())
 }
