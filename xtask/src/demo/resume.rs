@@ -52,7 +52,7 @@ pub(crate) fn translate(
     #[allow(clippy::cast_possible_truncation)]
     let guest_ns = comparison
         .guest_ns
-        .checked_add_signed(since_comparison as i64)
+        .checked_add_signed(since_comparison.round() as i64)
         .context("the guest's clock would be negative")?;
     Ok(Moment {
         guest_ns,

@@ -59,19 +59,19 @@ impl Test {
 pub(crate) struct Context<'a> {
     cache: &'a Cache,
     choice: &'a Choice,
-    environment: OnceCell<Environment>,
+    /// The reason if it could not be prepared, so that it is not tried again for each test.
+    environment: OnceCell<Result<Environment, String>>,
 }
 
 impl Context<'_> {
     /// The tree, the kernel and the modules, prepared when the first test asks for them.
     pub(crate) fn environment(&self) -> Result<&Environment> {
-        if self.environment.get().is_none() {
-            let environment = Environment::with_driver(self.cache, self.choice)?;
-            let _ = self.environment.set(environment);
-        }
-        match self.environment.get() {
-            Some(environment) => Ok(environment),
-            None => bail!("the environment is being prepared by the one who asks for it"),
+        let prepared = self.environment.get_or_init(|| {
+            Environment::with_driver(self.cache, self.choice).map_err(|error| format!("{error:#}"))
+        });
+        match prepared {
+            Ok(environment) => Ok(environment),
+            Err(reason) => bail!("no guest can be started: {reason}"),
         }
     }
 }
