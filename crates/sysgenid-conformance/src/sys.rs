@@ -177,7 +177,11 @@ impl Mapping {
     pub(crate) fn throw_out(&self) -> Result<(), Errno> {
         // SAFETY: nothing in this program holds what is in the page.
         unsafe {
-            rustix::mm::madvise(self.start.as_ptr().cast(), self.length, Advice::LinuxDontNeed)
+            rustix::mm::madvise(
+                self.start.as_ptr().cast(),
+                self.length,
+                Advice::LinuxDontNeed,
+            )
         }
     }
 

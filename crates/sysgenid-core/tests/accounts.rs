@@ -1,6 +1,8 @@
 //! The accounts are exact after any sequence of calls: the registry against a model that keeps a
 //! list of watchers and counts by walking over it.
 
+#![allow(clippy::unwrap_used)] // The lint does not see that all of this file is tests.
+
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 use sysgenid_core::{
