@@ -1,5 +1,7 @@
 //! The numbers of `include/uapi` are those of the core.
 
+#![allow(clippy::unwrap_used)] // The lint does not see that all of this file is tests.
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
