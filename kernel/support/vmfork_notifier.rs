@@ -2,7 +2,8 @@
 
 //! The kernel's own notice that this virtual machine was forked.
 //!
-//! C header: [`include/linux/random.h`](srctree/include/linux/random.h)
+//! C headers: [`include/linux/random.h`](srctree/include/linux/random.h),
+//! `kernel/sysgenid_vmfork/context.h`
 
 use core::marker::PhantomData;
 use kernel::{
@@ -19,6 +20,10 @@ use kernel::{
     types::Opaque, //
 };
 
+extern "C" {
+    fn sysgenid_in_hardirq() -> bool;
+}
+
 /// What to do after a fork.
 pub(crate) trait VmFork {
     /// Called after the kernel has reseeded its random number generator. May sleep.
@@ -30,8 +35,8 @@ pub(crate) trait VmFork {
 /// A registered notifier.
 ///
 /// The notifier chain may sleep, but on device tree machines the kernel's driver runs it in a hard
-/// interrupt handler. So the notifier only queues a work item, of high priority, for programs go on
-/// using what they must not until it has run.
+/// interrupt handler. Only there the call is left to a work item, for until it is made programs go on
+/// using what they must not, and a work item may have to wait for a worker.
 ///
 /// # Invariants
 ///
@@ -90,6 +95,11 @@ impl<T: VmFork> VmForkNotifier<T> {
         _action: c_ulong,
         _data: *mut c_void,
     ) -> c_int {
+        // SAFETY: The function may be called in any context.
+        if !unsafe { sysgenid_in_hardirq() } {
+            T::forked();
+            return bindings::NOTIFY_DONE as c_int;
+        }
         let block = Opaque::cast_from(block);
         // SAFETY: The caller passes the block of a `VmForkNotifier<T>`.
         let notifier = unsafe { container_of!(block, Self, block) };

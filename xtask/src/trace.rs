@@ -12,7 +12,7 @@ use crate::qemu::Vm;
 /// Sets the probes. A function that a kernel does not have is left out.
 ///
 /// Functions written in Rust cannot be probed: the compiler leaves no room for it. So our modules are
-/// seen by what they cause: their work item starts, programs are woken.
+/// seen by what they do in C: `sysgenid_vmfork` asks in which context it was called.
 ///
 /// The clock is the one that programs report by. `fed` is when the generator's reseed *returns*: what
 /// comes later draws from the new seed.
@@ -24,12 +24,11 @@ echo mono > trace_clock
 echo 0 > events/kprobes/enable 2>/dev/null || true
 echo > kprobe_events
 for probe in 'p:interrupt acpi_irq' 'p:notified add_vmfork_randomness' \
-        'r:fed crng_reseed'; do
+        'r:fed crng_reseed' 'p:bump sysgenid_vmfork:sysgenid_in_hardirq'; do
     echo "$probe" >> kprobe_events 2>/dev/null || true
 done
 echo 1 > events/kprobes/enable
 echo 1 > events/sched/sched_waking/enable
-echo 1 > events/workqueue/workqueue_execute_start/enable
 echo > trace
 echo 1 > tracing_on
 "#;
@@ -37,14 +36,11 @@ echo 1 > tracing_on
 /// Who asks for the reseeds that the kernel makes from time to time, whatever happens.
 const PERIODIC: &str = "(process_one_work+";
 
-/// What the name of the work item's function has in it.
-const OUR_WORK: &str = "sysgenid_vmfork";
-
 /// One thing that the kernel did.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct TraceEvent {
-    /// The probe: `interrupt`, `notified`, `fed`, `bump` (the work item that bumps), or `waking NAME` of
-    /// a program.
+    /// The probe: `interrupt`, `notified`, `fed`, `bump` (our backend is told), or `waking NAME` of a
+    /// program.
     pub(crate) what: String,
     /// When, on the guest's `CLOCK_MONOTONIC`, in nanoseconds; the resolution is a microsecond.
     pub(crate) monotonic_ns: u64,
@@ -59,7 +55,7 @@ pub(crate) fn start(vm: &mut Vm) -> Result<()> {
 pub(crate) fn stop(vm: &mut Vm) -> Result<Vec<TraceEvent>> {
     let text = vm.run(
         "cd /sys/kernel/tracing; echo 0 > tracing_on; \
-         grep -E ' (interrupt|notified|fed|sched_waking|workqueue_execute_start): ' trace || true",
+         grep -E ' (interrupt|notified|fed|bump|sched_waking): ' trace || true",
         Duration::from_secs(60),
     )?;
     let mut events: Vec<_> = text.lines().filter_map(parse).collect();
@@ -80,10 +76,6 @@ fn parse(line: &str) -> Option<TraceEvent> {
         "sched_waking" => {
             let program = words.next()?.strip_prefix("comm=")?;
             format!("waking {program}")
-        }
-        "workqueue_execute_start" => {
-            words.find(|word| word.contains(OUR_WORK))?;
-            "bump".to_owned()
         }
         "fed" if words.next()?.starts_with(PERIODIC) => return None,
         probe => probe.to_owned(),
@@ -107,12 +99,8 @@ mod tests {
                 Some(("waking watchdog", 3_000_001_000)),
             ),
             (
-                " kworker-1 [000] ... 2.000000: workqueue_execute_start: work struct 0: function f [sysgenid_vmfork]",
+                " kworker-1 [000] ... 2.000000: bump: (sysgenid_in_hardirq+0x0/0x10 [sysgenid_vmfork])",
                 Some(("bump", 2_000_000_000)),
-            ),
-            (
-                " kworker-1 [000] ... 2.000000: workqueue_execute_start: work struct 0: function f",
-                None,
             ),
             (
                 " kworker-1 [000] ... 2.000000: fed: (process_one_work+0x1cd/0x3c0 <- crng_reseed)",

@@ -137,7 +137,7 @@ fn timeline(clone: &Clone) -> Vec<(i128, String, String)> {
             "its vmgenid driver read the new GUID (ACPI method, work queue)",
         ),
         ("fed", "its random number generator is reseeded"),
-        ("bump", "sysgenid is told (notifier, work queue)"),
+        ("bump", "sysgenid is told (the kernel's notifier)"),
     ];
     for (probe, what) in steps {
         let first = clone
