@@ -26,6 +26,9 @@ use crate::tree::Tree;
 /// The package that stands for the newest kernel.
 const META_PACKAGE: &str = "linux-image-cloud-amd64";
 
+/// The packages that there is one of for each kernel.
+const HEADERS_PATTERN: &str = "^linux-headers-[0-9].*-cloud-amd64$";
+
 /// For how long the answer to "which kernel is the newest?" is good.
 const NEWEST_IS_GOOD_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -36,6 +39,17 @@ pub(crate) struct Version {
     pub(crate) package: String,
     /// What `uname -r` prints, as in `7.3.4+deb13-cloud-amd64`.
     pub(crate) release: String,
+}
+
+impl Version {
+    /// Whether a person may mean this one: by its release, its package version, or the numbers that
+    /// either begins with.
+    fn is_called(&self, name: &str) -> bool {
+        [&self.release, &self.package].iter().any(|full| {
+            full.strip_prefix(name)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '+', '-', '~']))
+        })
+    }
 }
 
 /// A kernel that is ready to build modules for and to boot.
@@ -53,10 +67,8 @@ impl Kernel {
         if cache::read_stamp::<Version>(&kernel.stamp()).as_ref() != Some(&kernel.version) {
             kernel.make(cache, tree).with_context(|| {
                 format!(
-                    "cannot prepare kernel {}; to try another: --kernel VERSION, versions by \
-                     `chroot {} apt-cache madison {META_PACKAGE}`",
-                    kernel.version.release,
-                    tree.root().display()
+                    "cannot prepare kernel {}; --kernel chooses another",
+                    kernel.version.release
                 )
             })?;
         }
@@ -222,7 +234,8 @@ dpkg-deb -x packages/linux-binary-*.deb root
 /// Which kernel is wanted.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct Choice {
-    /// The kernel to use, by release (`uname -r`) or package version, instead of the newest
+    /// The kernel to use instead of the newest: its release (`uname -r`), or the numbers that it
+    /// begins with
     #[arg(long = "kernel", value_name = "RELEASE|VERSION", global = true)]
     pub(crate) kernel: Option<String>,
     /// Look for a newer kernel now, not only once a week
@@ -241,12 +254,12 @@ fn choose(cache: &Cache, tree: &Tree, choice: &Choice) -> Result<Version> {
         let available = available(tree)?;
         return available
             .iter()
-            .find(|version| [&version.package, &version.release].contains(&wanted))
+            .find(|version| version.is_called(wanted))
             .cloned()
             .with_context(|| {
-                let names: Vec<_> = available.iter().map(|v| v.package.as_str()).collect();
+                let names: Vec<_> = available.iter().map(|v| v.release.as_str()).collect();
                 format!(
-                    "{BACKPORTS} has no kernel {wanted}; it has {}",
+                    "{BACKPORTS} has no kernel {wanted} with its source; it has {}",
                     names.join(", ")
                 )
             });
@@ -279,34 +292,68 @@ fn choose(cache: &Cache, tree: &Tree, choice: &Choice) -> Result<Version> {
     }
 }
 
+/// The kernel that Debian's meta package stands for.
 fn newest(cache: &Cache, tree: &Tree) -> Result<Version> {
     tree.update_package_lists(cache)?;
-    available(tree)?
-        .into_iter()
-        .next()
-        .with_context(|| format!("{BACKPORTS} has no {META_PACKAGE}"))
+    let offers = madison(tree, &[META_PACKAGE])?;
+    let (_, package) = offers
+        .first()
+        .with_context(|| format!("{BACKPORTS} has no {META_PACKAGE}"))?;
+    let wanted = format!("{META_PACKAGE}={package}");
+    let depends = tree.output("apt-cache", &["depends", &wanted])?;
+    let release = depends
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Depends: linux-image-"))
+        .with_context(|| format!("{wanted} depends on no linux-image-*"))?;
+    Ok(Version {
+        package: package.clone(),
+        release: release.to_owned(),
+    })
 }
 
-/// The kernels in backports, the newest first.
+/// The kernels in backports whose source package is there, too, the newest first.
 fn available(tree: &Tree) -> Result<Vec<Version>> {
-    let table = tree.output("apt-cache", &["madison", META_PACKAGE])?;
+    let found = tree.output("apt-cache", &["search", "--names-only", HEADERS_PATTERN])?;
+    let headers: Vec<_> = found
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
     let mut versions = Vec::new();
-    for line in table.lines().filter(|line| line.contains(BACKPORTS)) {
-        let Some(package) = line.split('|').nth(1).map(str::trim) else {
+    for (name, package) in madison(tree, &headers)? {
+        let Some(release) = name.strip_prefix("linux-headers-") else {
             continue;
         };
-        let wanted = format!("{META_PACKAGE}={package}");
-        let depends = tree.output("apt-cache", &["depends", &wanted])?;
-        let release = depends
-            .lines()
-            .find_map(|line| line.trim().strip_prefix("Depends: linux-image-"))
-            .with_context(|| format!("{wanted} depends on no linux-image-*"))?;
-        versions.push(Version {
-            package: package.to_owned(),
-            release: release.to_owned(),
-        });
+        let sources = madison(tree, &[&source_package(release)?])?;
+        if sources.iter().any(|(_, version)| *version == package) {
+            versions.push(Version {
+                package,
+                release: release.to_owned(),
+            });
+        }
     }
+    versions.sort_by_key(|version| std::cmp::Reverse(numbers(&version.release)));
     Ok(versions)
+}
+
+/// The numbers in a release, by which releases are ordered.
+fn numbers(release: &str) -> Vec<u64> {
+    release
+        .split(|character: char| !character.is_ascii_digit())
+        .filter_map(|number| number.parse().ok())
+        .collect()
+}
+
+/// The names and versions of packages that backports offer, the newest version of each first.
+fn madison(tree: &Tree, names: &[&str]) -> Result<Vec<(String, String)>> {
+    let table = tree.output("apt-cache", &[&["madison"], names].concat())?;
+    let offers = table
+        .lines()
+        .filter(|line| line.contains(BACKPORTS))
+        .filter_map(|line| {
+            let mut cells = line.split('|').map(str::trim);
+            Some((cells.next()?.to_owned(), cells.next()?.to_owned()))
+        });
+    Ok(offers.collect())
 }
 
 /// `linux-source-X.Y` for a release `X.Y.Z+…`.
@@ -340,6 +387,31 @@ fn config_changes(before: &Path, after: &Path) -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_is_called_by_what_its_release_begins_with() {
+        let version = Version {
+            package: "7.2.12-1~bpo13+1".to_owned(),
+            release: "7.2.12+deb13-cloud-amd64".to_owned(),
+        };
+        for name in [
+            "7.2",
+            "7.2.12",
+            "7.2.12+deb13-cloud-amd64",
+            "7.2.12-1~bpo13+1",
+        ] {
+            assert!(version.is_called(name), "{name}");
+        }
+        for name in ["7.2.1", "2.12", "7.3"] {
+            assert!(!version.is_called(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn releases_are_ordered_by_their_numbers() {
+        assert!(numbers("7.2.12+deb13-cloud-amd64") > numbers("7.2.9+deb13-cloud-amd64"));
+        assert!(numbers("10.0.1+deb13-cloud-amd64") > numbers("7.3.4+deb13-cloud-amd64"));
+    }
 
     #[test]
     fn source_package_is_named_by_the_first_two_numbers() {

@@ -196,8 +196,8 @@ fn print_window(pairs: &[TokenPair]) {
         .filter(|pair| pair.generations.contains(&0) && pair.values[0] == pair.values[1])
         .count();
     println!(
-        "{early} were handed out between the resume and the notice, when no program can know yet; \
-         all later ones are different."
+        "Handed out between the resume and the notice, when no program can know yet: {early}. All later \
+         ones are different."
     );
 }
 
