@@ -124,7 +124,8 @@ fn sleeps_in_a_call(process: Pid, thread: Pid) -> bool {
         process.as_raw_nonzero(),
         thread.as_raw_nonzero()
     );
-    let state = |stat: String| Some(stat.rsplit_once(") ")?.1.starts_with('S'));
+    // Uninterruptible sleep, too: whether it can be ended is for the case to find out.
+    let state = |stat: String| Some(stat.rsplit_once(") ")?.1.starts_with(['S', 'D']));
     let sleeps = std::fs::read_to_string(format!("{directory}/stat"))
         .ok()
         .and_then(state);

@@ -58,12 +58,12 @@ pub(super) const CASES: &[Case] = &[
         a_process_that_exits_stops_counting,
     ),
     case(
-        "SIGKILL-ends-a-blocked-reader-that-stops-counting-at-once",
+        "SIGKILL-ends-a-blocked-reader",
         &["read-interrupted", "death"],
         sigkill_ends_a_blocked_reader,
     ),
     case(
-        "SIGKILL-ends-a-blocked-waiter-that-stops-counting-at-once",
+        "SIGKILL-ends-a-blocked-waiter",
         &["wait-interrupted", "death"],
         sigkill_ends_a_blocked_waiter,
     ),
