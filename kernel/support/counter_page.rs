@@ -79,9 +79,3 @@ impl CounterPage {
         }
     }
 }
-
-/// The offset of a mapping into its file, in pages.
-pub(crate) fn first_page(vma: &VmaNew) -> usize {
-    // SAFETY: The area is being set up by the caller, so nobody writes to it.
-    unsafe { (*vma.as_ptr()).vm_pgoff }
-}

@@ -6,10 +6,7 @@
 
 use crate::{
     capability,
-    counter_page::{
-        self,
-        CounterPage, //
-    },
+    counter_page::CounterPage,
     instance::Instance,
     miscdevice::{
         self,
@@ -30,7 +27,8 @@ use crate::{
         Wait,
         Watcher, //
     },
-    timed_wait_queue::Ended, //
+    timed_wait_queue::Ended,
+    vma, //
 };
 use kernel::{
     bindings,
@@ -188,15 +186,15 @@ impl miscdevice::Device for Description {
         }
     }
 
-    fn mmap(description: &Self, vma: &VmaNew) -> Result {
+    fn mmap(description: &Self, area: &VmaNew) -> Result {
         let mapping = Mapping {
-            first_page: counter_page::first_page(vma) as u64,
-            pages: ((vma.end() - vma.start()) / PAGE_SIZE) as u64,
-            writable: vma.writable(),
-            executable: vma.executable(),
+            first_page: vma::first_page(area) as u64,
+            pages: ((area.end() - area.start()) / PAGE_SIZE) as u64,
+            writable: area.writable(),
+            executable: area.executable(),
         };
         mapping.check().map_err(errno)?;
-        description.instance.page.map(vma)
+        description.instance.page.map(area)
     }
 
     fn page<'a>(description: Borrowed<'a, Self>) -> &'a CounterPage {

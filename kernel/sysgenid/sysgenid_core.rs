@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The state machine, from the very files that the user-space daemon is built from.
+//! The state machine, from the very files of the crate `sysgenid-core`.
 
-// The user-space daemon and the tests use more of it than this module does, from outside.
+// Its other users and its tests, outside of the kernel, use more of it than this module does.
 #![allow(dead_code, unreachable_pub)]
 
 #[path = "../core/abi.rs"]

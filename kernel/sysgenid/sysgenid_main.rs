@@ -9,7 +9,7 @@
 //! This module knows no hardware. Backends call the exported `sysgenid_bump_generation()`, and
 //! privileged programs may trigger a change by ioctl.
 //!
-//! Limits: one instance, that of the machine; containers are served by the user-space daemon.
+//! Limits: there is one instance, that of the machine; containers have none of their own.
 
 use core::borrow::Borrow;
 use instance::Instance;
@@ -40,6 +40,8 @@ mod sysgenid_core;
 mod timed_wait_queue;
 #[path = "../support/uevent.rs"]
 mod uevent;
+#[path = "../support/vma.rs"]
+mod vma;
 
 module! {
     type: Sysgenid,

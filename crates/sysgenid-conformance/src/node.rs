@@ -297,8 +297,8 @@ pub(crate) fn probe(node: &Node) -> Outcome {
         Ok(watcher) => watcher,
         Err(Errno::NOENT) => {
             return skip(format!(
-                "there is no {path}: load the module (`modprobe sysgenid`), start the daemon that \
-                 serves it, or name another node with --node"
+                "there is no {path}: load the module (`modprobe sysgenid`), or start whatever \
+                 else serves it, or name another node with --node"
             ));
         }
         Err(Errno::ACCESS | Errno::PERM) => {

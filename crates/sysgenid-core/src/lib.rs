@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! What a system generation counter means, as plain data and pure functions.
 //!
 //! A machine or container that is snapshotted and resumed changes its *generation*. Programs open a
@@ -5,10 +7,10 @@
 //! acknowledge. Whoever needs to can wait until every *tracked* watcher has acknowledged.
 //!
 //! This crate decides all of that and does none of it: it knows no file, thread, clock, lock or
-//! allocation. A front end (the kernel module, the daemon) translates system calls into calls of
-//! [`Registry`] and its answers into results, and owns blocking, waking, locking and memory. Both
-//! front ends compile these same files, so they cannot drift apart. The contract in prose is
-//! `docs/sysgenid.rst`.
+//! allocation. A front end translates system calls into calls of [`Registry`] and its answers into
+//! results, and owns blocking, waking, locking and memory. The kernel module is one, and compiles these
+//! very files; whatever else serves a node uses this crate, so that they cannot drift apart. The
+//! contract in prose is `docs/sysgenid.rst`.
 //!
 //! # Example
 //!

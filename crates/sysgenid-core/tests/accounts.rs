@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The accounts are exact after any sequence of calls: the registry against a model that keeps a
 //! list of watchers and counts by walking over it.
 

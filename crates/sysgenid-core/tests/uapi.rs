@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! The numbers of `include/uapi` are those of the core.
 
 #![allow(clippy::unwrap_used)] // The lint does not see that all of this file is tests.

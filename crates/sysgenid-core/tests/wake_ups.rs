@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
 //! Every interleaving of a small world: three watchers, two of which also wait for all, a machine
 //! that is restored again and again, and closes at any moment.
 //!
