@@ -144,7 +144,9 @@ impl<T: Device> Registration<T> {
         let device = unsafe { DriverDevice::from_raw((*self.misc.get()).this_device) };
         // SAFETY: As above; the destructor stops the events before it deregisters the device.
         unsafe { uevents.start(device) };
-        *self.project().uevents = Some(uevents);
+        if let Some(previous) = self.project().uevents.replace(uevents) {
+            previous.stop();
+        }
     }
 }
 

@@ -8,8 +8,10 @@ use kernel::{
     bindings,
     device::Device,
     error::to_result,
+    fmt,
     new_mutex,
     prelude::*,
+    str::CString,
     sync::{
         aref::ARef,
         Mutex, //
@@ -51,16 +53,18 @@ impl Uevents {
         *self.device.lock() = None;
     }
 
-    /// Sends a `change` event with one variable, `NAME=value`, if there is a device. May sleep.
+    /// Sends a `change` event with one variable, `NAME=value`, if there is a device; else it does not
+    /// even allocate memory for it. May sleep.
     ///
     /// # Errors
     ///
     /// `ENOMEM`, or what the kernel's own filters of events return.
-    pub(crate) fn send_change(&self, variable: &CStr) -> Result {
+    pub(crate) fn send_change(&self, variable: fmt::Arguments<'_>) -> Result {
         let device = self.device.lock();
         let Some(device) = &*device else {
             return Ok(());
         };
+        let variable = CString::try_from_fmt(variable)?;
         // `Device` is a transparent wrapper of `struct device`.
         let device = core::ptr::from_ref::<Device>(device)
             .cast_mut()

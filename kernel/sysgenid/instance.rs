@@ -24,7 +24,6 @@ use kernel::{
     optional_name,
     prelude::*,
     static_lock_class,
-    str::CString,
     sync::{
         poll::PollCondVar,
         Arc,
@@ -100,9 +99,9 @@ impl Instance {
         self.changed.notify_all();
         self.settled.wake_all();
         let generation = change.generation.get();
-        let sent = CString::try_from_fmt(fmt!("{}={generation}", abi::UEVENT_VARIABLE))
-            .map_err(kernel::error::Error::from)
-            .and_then(|variable| self.uevents.send_change(&variable));
+        let sent = self
+            .uevents
+            .send_change(fmt!("{}={generation}", abi::UEVENT_VARIABLE));
         if let Err(error) = sent {
             pr_warn!("no uevent for generation {generation}: {error:?}\n");
         }
