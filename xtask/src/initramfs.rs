@@ -78,11 +78,8 @@ pub(crate) fn build(
         .context("the tree has no busybox")?;
     std::os::unix::fs::symlink("busybox", bin.join("sh"))?;
     for program in [PROGRAM, SUITE] {
-        let file = programs.join(program);
-        if file.exists() {
-            std::fs::copy(&file, bin.join(program))
-                .with_context(|| format!("cannot copy {program}"))?;
-        }
+        std::fs::copy(programs.join(program), bin.join(program))
+            .with_context(|| format!("cannot copy {program}"))?;
     }
     std::fs::write(root.join("init"), INIT)?;
     std::fs::set_permissions(root.join("init"), PermissionsExt::from_mode(0o755))?;
@@ -141,8 +138,6 @@ fn add_modules(
 }
 
 /// Builds our programs as static ones and returns their folder.
-///
-/// A suite that does not build does not keep guests from booting: they go without it.
 fn build_programs(cache: &Cache) -> Result<PathBuf> {
     // A folder of its own: other flags would make the main one build everything again each time.
     let target = cache.target().join("programs");
@@ -163,9 +158,6 @@ fn build_programs(cache: &Cache) -> Result<PathBuf> {
         )
     };
     build(PROGRAM)?;
-    if let Err(error) = build(SUITE) {
-        eprintln!("WARNING: guests go without {SUITE}: {error:#}");
-        let _ = std::fs::remove_file(folder.join(SUITE));
-    }
+    build(SUITE)?;
     Ok(folder)
 }
