@@ -14,6 +14,10 @@ pub(crate) const TESTS: &[Test] = &[
         "the folder builds inside the kernel's source",
         builds_in_tree,
     ),
+    Test::new(
+        "a copy of the folder builds outside the kernel's source",
+        builds_out_of_tree,
+    ),
 ];
 
 fn core_builds(context: &Context<'_>) -> Result<()> {
@@ -46,8 +50,7 @@ for name in source build; do
         "lowerdir=$folder,upperdir=$scratch/$name,workdir=$scratch/$name.work" "$folder"
 done
 cp -rL "$ours" "$source/drivers/virt/sysgenid"
-mv "$source/drivers/virt/sysgenid/Kbuild" "$source/drivers/virt/sysgenid/Makefile"
-echo 'obj-y += sysgenid/' >> "$source/drivers/virt/Makefile"
+echo 'obj-$(CONFIG_SYSGENID) += sysgenid/' >> "$source/drivers/virt/Makefile"
 sed -i '/^endif/i source "drivers/virt/sysgenid/Kconfig"' "$source/drivers/virt/Kconfig"
 cd "$source"
 for option in SYSGENID SYSGENID_VMFORK SYSGENID_ACPI; do
@@ -78,5 +81,35 @@ fn builds_in_tree(context: &Context<'_>) -> Result<()> {
             .arg(context.cache.repository().join("kernel"))
             .arg("make")
             .args(make),
+    )
+}
+
+/// Builds a copy of the folder where it lies, without a folder of its own for the results, as whoever
+/// packs it would.
+const BUILD_OUT_OF_TREE: &str = r#"
+set -eux
+build=$1 ours=$2
+shift 2
+mount -t tmpfs -o size=1g tmpfs /mnt
+cp -rL "$ours" /mnt/sysgenid
+"$@" -C "$build" M=/mnt/sysgenid modules
+cd /mnt/sysgenid
+ls sysgenid.ko sysgenid_vmfork.ko sysgenid_acpi.ko
+"#;
+
+fn builds_out_of_tree(context: &Context<'_>) -> Result<()> {
+    let environment = context.environment()?;
+    let kernel = &environment.kernel;
+    progress::run_logged(
+        "build a copy of kernel/",
+        &context.cache.log("out-of-tree")?,
+        environment
+            .tree
+            .command("sh")
+            .args(["-c", BUILD_OUT_OF_TREE, "build"])
+            .arg(kernel.build())
+            .arg(context.cache.repository().join("kernel"))
+            .arg("make")
+            .args(kernel.make_arguments()),
     )
 }
