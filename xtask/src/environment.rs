@@ -28,11 +28,24 @@ pub(crate) struct Environment {
 }
 
 impl Environment {
-    /// Prepares guests with the modules in them.
+    /// Prepares guests with the modules in them, with exactly the kernel that is wanted.
     pub(crate) fn with_driver(cache: &Cache, choice: &Choice) -> Result<Self> {
+        Self::with_modules(cache, choice, modules::build)
+    }
+
+    /// The same, but with an older kernel if the newest does not work.
+    pub(crate) fn with_driver_on_some_kernel(cache: &Cache, choice: &Choice) -> Result<Self> {
+        Self::with_modules(cache, choice, modules::build_for_some_kernel)
+    }
+
+    fn with_modules(
+        cache: &Cache,
+        choice: &Choice,
+        build: fn(&Cache, &Tree, &Choice) -> Result<(Kernel, Modules)>,
+    ) -> Result<Self> {
         let _lock = cache.lock("prepare")?;
         let tree = Tree::prepare(cache)?;
-        let (kernel, modules) = modules::build(cache, &tree, choice)?;
+        let (kernel, modules) = build(cache, &tree, choice)?;
         let initramfs = initramfs::build(cache, &tree, &kernel, Some(&modules))?;
         Ok(Self {
             tree,
@@ -47,6 +60,16 @@ impl Environment {
         let _lock = cache.lock("prepare")?;
         let tree = Tree::prepare(cache)?;
         let kernel = Kernel::prepare(cache, &tree, choice)?;
+        Self::without_modules(cache, tree, kernel)
+    }
+
+    /// Prepares guests with the same kernel as these, without the modules.
+    pub(crate) fn but_without_driver(&self, cache: &Cache) -> Result<Self> {
+        let _lock = cache.lock("prepare")?;
+        Self::without_modules(cache, self.tree.clone(), self.kernel.clone())
+    }
+
+    fn without_modules(cache: &Cache, tree: Tree, kernel: Kernel) -> Result<Self> {
         let initramfs = initramfs::build(cache, &tree, &kernel, None)?;
         Ok(Self {
             tree,

@@ -53,6 +53,7 @@ impl Version {
 }
 
 /// A kernel that is ready to build modules for and to boot.
+#[derive(Clone)]
 pub(crate) struct Kernel {
     /// Which one.
     pub(crate) version: Version,

@@ -29,18 +29,24 @@ impl Modules {
     }
 }
 
-/// Prepares the wanted kernel and builds the modules for it. If that fails for the newest kernel, says
-/// so and goes back to the newest for which it works.
+/// Prepares the wanted kernel and builds the modules for it.
 pub(crate) fn build(cache: &Cache, tree: &Tree, choice: &Choice) -> Result<(Kernel, Modules)> {
-    let first = Kernel::prepare(cache, tree, choice)
-        .and_then(|kernel| build_for(cache, tree, &kernel).map(|modules| (kernel, modules)));
-    let error = match first {
-        Ok(built) => return Ok(built),
-        Err(error) => error,
+    let kernel = Kernel::prepare(cache, tree, choice)?;
+    let modules = build_for(cache, tree, &kernel)?;
+    Ok((kernel, modules))
+}
+
+/// The same, but if nobody asked for a certain kernel and the newest does not work, says so and goes
+/// back to the newest that does. This is for showing something, never for proving it.
+pub(crate) fn build_for_some_kernel(
+    cache: &Cache,
+    tree: &Tree,
+    choice: &Choice,
+) -> Result<(Kernel, Modules)> {
+    let error = match build(cache, tree, choice) {
+        Err(error) if choice.kernel.is_none() => error,
+        result => return result,
     };
-    if choice.kernel.is_some() {
-        return Err(error);
-    }
     for kernel in Kernel::prepared(cache).unwrap_or_default() {
         if let Ok(modules) = build_for(cache, tree, &kernel) {
             eprintln!(

@@ -75,6 +75,7 @@ struct Stamp {
 }
 
 /// A finished tree.
+#[derive(Clone)]
 pub(crate) struct Tree {
     root: PathBuf,
     cache: PathBuf,

@@ -135,7 +135,7 @@ fn boot(cache: &Cache, arguments: &Boot) -> Result<()> {
     let environment = if arguments.no_driver {
         Environment::without_driver(cache, &arguments.choice)?
     } else {
-        Environment::with_driver(cache, &arguments.choice)?
+        Environment::with_driver_on_some_kernel(cache, &arguments.choice)?
     };
     let machine = Machine {
         append: arguments.append.clone(),

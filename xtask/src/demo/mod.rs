@@ -30,8 +30,8 @@ pub(crate) struct Options {
 
 /// Runs the demo and fails if it does not show what it is there to show.
 pub(crate) fn run(cache: &Cache, options: &Options) -> Result<()> {
-    let with_driver = Environment::with_driver(cache, &options.choice)?;
-    let without_driver = Environment::without_driver(cache, &options.choice)?;
+    let with_driver = Environment::with_driver_on_some_kernel(cache, &options.choice)?;
+    let without_driver = with_driver.but_without_driver(cache)?;
 
     let unprotected = Scene::without_driver(cache, &without_driver)?;
     let protected = Scene::with_driver(cache, &with_driver, options.keep)?;
