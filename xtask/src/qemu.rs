@@ -189,14 +189,7 @@ impl Vm {
 
     /// Stops the machine, writes a snapshot, and ends QEMU. Says when the machine stood still.
     pub(crate) fn snapshot(mut self, snapshot: &Path) -> Result<EventTime> {
-        let stopped = self.qmp.stop()?;
-        let uri = format!("file:{}", snapshot.display());
-        self.qmp.execute("migrate", json!({ "uri": uri }))?;
-        self.qmp
-            .wait_for_migration()
-            .with_context(|| format!("cannot write the snapshot {}", snapshot.display()))?;
-        // QEMU may close its socket before it answers.
-        let _ = self.qmp.execute("quit", json!({}));
+        let stopped = write_snapshot(&mut self.qmp, snapshot)?;
         self.child.wait()?;
         Ok(stopped)
     }
@@ -236,6 +229,18 @@ impl Drop for Vm {
             let _ = self.child.wait();
         }
     }
+}
+
+/// Stops a machine, writes a snapshot and has QEMU end. Says when the machine stood still.
+pub(crate) fn write_snapshot(qmp: &mut Qmp, snapshot: &Path) -> Result<EventTime> {
+    let stopped = qmp.stop()?;
+    let uri = format!("file:{}", snapshot.display());
+    qmp.execute("migrate", json!({ "uri": uri }))?;
+    qmp.wait_for_migration()
+        .with_context(|| format!("cannot write the snapshot {}", snapshot.display()))?;
+    // QEMU may close its socket before it answers.
+    let _ = qmp.execute("quit", json!({}));
+    Ok(stopped)
 }
 
 /// A socket of the machine in `folder`.

@@ -8,6 +8,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::Context;
 use anyhow::Result;
@@ -33,6 +34,9 @@ use crate::qemu::Vm;
 
 /// What ends a session on the console: Ctrl-], as in telnet.
 const ESCAPE: u8 = 0x1d;
+
+/// How long QEMU may take to end after it was told to.
+const END_TIMEOUT: Duration = Duration::from_secs(20);
 
 #[derive(Subcommand)]
 pub(crate) enum Action {
@@ -115,23 +119,14 @@ pub(crate) fn run(cache: &Cache, action: Action) -> Result<()> {
         } => run_command(cache, &name.name, &command.join(" "), timeout),
         Action::Snapshot(name) => snapshot(cache, &name.name),
         Action::Restore { name, guid, shell } => restore(cache, &name.name, guid, shell),
-        Action::Stop(name) => {
-            let pid = pid(cache, &name.name)?
-                .with_context(|| format!("the guest {} is not running", name.name))?;
-            rustix::process::kill_process(pid, Signal::TERM)?;
-            Ok(())
-        }
+        Action::Stop(name) => stop(cache, &name.name),
         Action::List => list(cache),
     }
 }
 
 fn boot(cache: &Cache, arguments: &Boot) -> Result<()> {
     let name = &arguments.name.name;
-    if pid(cache, name)?.is_some() {
-        bail!(
-            "the guest {name} is running already; end it (cargo xtask vm stop --name {name}) or choose another --name"
-        );
-    }
+    refuse_if_running(cache, name)?;
     let environment = if arguments.no_driver {
         Environment::without_driver(cache, &arguments.choice)?
     } else {
@@ -166,24 +161,41 @@ fn snapshot(cache: &Cache, name: &str) -> Result<()> {
     let step = Step::start("take a snapshot");
     let mut qmp = crate::qmp::Qmp::new(connect(cache, name, "qmp")?)?;
     let path = folder.join("snapshot");
-    qmp.stop()?;
-    qmp.execute(
-        "migrate",
-        serde_json::json!({ "uri": format!("file:{}", path.display()) }),
-    )?;
-    qmp.wait_for_migration()?;
-    let _ = qmp.execute("quit", serde_json::json!({}));
-    // Until it is gone it keeps its sockets' names.
-    while pid(cache, name)?.is_some() {
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    qemu::write_snapshot(&mut qmp, &path)?;
+    wait_until_ended(cache, name)?;
     step.done();
     eprintln!("snapshot: {}", path.display());
     Ok(())
 }
 
+fn stop(cache: &Cache, name: &str) -> Result<()> {
+    let pid = pid(cache, name).with_context(|| format!("the guest {name} is not running"))?;
+    rustix::process::kill_process(pid, Signal::TERM)?;
+    wait_until_ended(cache, name)
+}
+
+/// Waits until QEMU is gone: until then it keeps its sockets' names, and the guest cannot start again.
+fn wait_until_ended(cache: &Cache, name: &str) -> Result<()> {
+    let deadline = Instant::now() + END_TIMEOUT;
+    while let Some(pid) = pid(cache, name) {
+        if Instant::now() > deadline {
+            bail!("the guest {name} was told to end, but QEMU (process {pid}) still runs");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// Fails if a guest of this name runs: to start another would empty the folder under it.
+pub(crate) fn refuse_if_running(cache: &Cache, name: &str) -> Result<()> {
+    if pid(cache, name).is_some() {
+        bail!("the guest {name} is running already; end it: cargo xtask vm stop --name {name}");
+    }
+    Ok(())
+}
+
 fn restore(cache: &Cache, name: &str, guid: Option<String>, shell: bool) -> Result<()> {
-    if pid(cache, name)?.is_some() {
+    if pid(cache, name).is_some() {
         snapshot(cache, name)?;
     }
     let folder = folder(cache, name);
@@ -240,7 +252,7 @@ fn run_command(cache: &Cache, name: &str, command: &str, timeout: u64) -> Result
 fn list(cache: &Cache) -> Result<()> {
     for entry in std::fs::read_dir(all(cache)).into_iter().flatten() {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        let state = match pid(cache, &name)? {
+        let state = match pid(cache, &name) {
             Some(pid) => format!("running (process {pid})"),
             None if folder(cache, &name).join("snapshot").exists() => "snapshot".to_owned(),
             None => "ended".to_owned(),
@@ -332,17 +344,16 @@ pub(crate) fn folder(cache: &Cache, name: &str) -> PathBuf {
 }
 
 /// The process of a guest that runs.
-fn pid(cache: &Cache, name: &str) -> Result<Option<Pid>> {
-    let Ok(text) = std::fs::read_to_string(folder(cache, name).join("pid")) else {
-        return Ok(None);
-    };
-    let Some(pid) = text.trim().parse().ok().and_then(Pid::from_raw) else {
-        return Ok(None);
-    };
-    // The number may have gone to another program since.
-    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let is_qemu = String::from_utf8_lossy(&command).contains("qemu-system");
-    Ok(is_qemu.then_some(pid))
+fn pid(cache: &Cache, name: &str) -> Option<Pid> {
+    let folder = folder(cache, name);
+    let text = std::fs::read_to_string(folder.join("pid")).ok()?;
+    let pid = text.trim().parse().ok().and_then(Pid::from_raw)?;
+    // The number may have gone to another program since, or to the QEMU of another guest.
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let command = String::from_utf8_lossy(&command);
+    let socket = qemu::socket(&folder, "qmp");
+    let is_ours = command.contains("qemu-system") && command.contains(socket.to_str()?);
+    is_ours.then_some(pid)
 }
 
 fn connect(cache: &Cache, name: &str, socket: &str) -> Result<UnixStream> {

@@ -14,6 +14,7 @@ use crate::cache::Cache;
 use crate::demo::scene::Scene;
 use crate::environment::Environment;
 use crate::kernel::Choice;
+use crate::vm;
 
 /// How to run the demo.
 #[derive(Args)]
@@ -30,6 +31,11 @@ pub(crate) struct Options {
 
 /// Runs the demo and fails if it does not show what it is there to show.
 pub(crate) fn run(cache: &Cache, options: &Options) -> Result<()> {
+    if options.keep {
+        for name in scene::CLONES {
+            vm::refuse_if_running(cache, name)?;
+        }
+    }
     let with_driver = Environment::with_driver_on_some_kernel(cache, &options.choice)?;
     let without_driver = with_driver.but_without_driver(cache)?;
 

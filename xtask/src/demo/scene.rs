@@ -45,6 +45,9 @@ const COMPARISONS: u32 = 200;
 /// The fewest tokens that clones must have handed out after the restore for a comparison to count.
 const ENOUGH_TOKENS: usize = 5;
 
+/// The clones' names; they are guests of `cargo xtask vm` if they go on running.
+pub(crate) const CLONES: [&str; 2] = ["clone-a", "clone-b"];
+
 /// A guest, its snapshot and its clones.
 #[derive(Serialize)]
 pub(crate) struct Scene {
@@ -131,7 +134,7 @@ impl Scene {
 
         let mut clones = Vec::new();
         let mut running = Vec::new();
-        for name in ["clone-a", "clone-b"] {
+        for name in CLONES {
             let step = Step::start(&format!(
                 "{title} the driver: restore {name} with a new GUID"
             ));
