@@ -26,8 +26,11 @@ use crate::tree::Tree;
 /// The package that stands for the newest kernel.
 const META_PACKAGE: &str = "linux-image-cloud-amd64";
 
-/// The packages that there is one of for each kernel.
-const HEADERS_PATTERN: &str = "^linux-headers-[0-9].*-cloud-amd64$";
+/// The packages that there is one of for each kernel; among them those in [`OTHER_KINDS`].
+const HEADERS_PATTERN: &str = "^linux-headers-[0-9].*-amd64$";
+
+/// What the releases have in their names of kernels that have not been tried.
+const OTHER_KINDS: &[&str] = &["-rt-"];
 
 /// For how long the answer to "which kernel is the newest?" is good.
 const NEWEST_IS_GOOD_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -324,6 +327,9 @@ fn available(tree: &Tree) -> Result<Vec<Version>> {
         let Some(release) = name.strip_prefix("linux-headers-") else {
             continue;
         };
+        if OTHER_KINDS.iter().any(|kind| release.contains(kind)) {
+            continue;
+        }
         let sources = madison(tree, &[&source_package(release)?])?;
         if sources.iter().any(|(_, version)| *version == package) {
             versions.push(Version {
@@ -332,11 +338,17 @@ fn available(tree: &Tree) -> Result<Vec<Version>> {
             });
         }
     }
-    versions.sort_by_key(|version| std::cmp::Reverse(numbers(&version.release)));
+    versions.sort_by_key(|version| std::cmp::Reverse(rank(&version.release)));
     Ok(versions)
 }
 
-/// The numbers in a release, by which releases are ordered.
+/// The order of releases: by their numbers, and of two with the same the cloud kernel, which is the one
+/// that is used if nobody asks for another, is the greater.
+fn rank(release: &str) -> (Vec<u64>, bool) {
+    (numbers(release), release.contains("-cloud-"))
+}
+
+/// The numbers in a release.
 fn numbers(release: &str) -> Vec<u64> {
     release
         .split(|character: char| !character.is_ascii_digit())
@@ -410,8 +422,14 @@ mod tests {
 
     #[test]
     fn releases_are_ordered_by_their_numbers() {
-        assert!(numbers("7.2.12+deb13-cloud-amd64") > numbers("7.2.9+deb13-cloud-amd64"));
-        assert!(numbers("10.0.1+deb13-cloud-amd64") > numbers("7.3.4+deb13-cloud-amd64"));
+        assert!(rank("7.2.12+deb13-cloud-amd64") > rank("7.2.9+deb13-cloud-amd64"));
+        assert!(rank("10.0.1+deb13-cloud-amd64") > rank("7.3.4+deb13-cloud-amd64"));
+        assert!(rank("7.3.4+deb13-amd64") > rank("7.2.12+deb13-cloud-amd64"));
+    }
+
+    #[test]
+    fn of_two_kernels_with_the_same_numbers_the_cloud_kernel_comes_first() {
+        assert!(rank("7.3.4+deb13-cloud-amd64") > rank("7.3.4+deb13-amd64"));
     }
 
     #[test]

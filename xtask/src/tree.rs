@@ -214,7 +214,7 @@ fn install_host_packages(cache: &Cache) -> Result<()> {
         return Ok(());
     }
     if !has_program("apt-get") {
-        bail!("this needs Debian (or another system with apt-get) with the package mmdebstrap");
+        bail!("this needs a Debian system: it has neither mmdebstrap nor apt-get to install it");
     }
     eprintln!("mmdebstrap is missing: installing Debian's package of that name with apt-get");
     let log = cache.log("host-packages")?;
@@ -238,19 +238,25 @@ fn has_program(name: &str) -> bool {
         .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(name).is_file()))
 }
 
-/// The Debian mirror that the host uses.
+/// The Debian mirror that the host uses: apt knows which of its sources say of themselves that they are
+/// Debian's. One with the security updates alone has no whole release.
 fn mirror() -> Result<String> {
     let output = Command::new("apt-get")
-        .args(["indextargets", "--format", "$(SITE)"])
+        .args(["indextargets", "--format", "$(SITE)", "Origin: Debian"])
         .output()
         .context("cannot start apt-get")?;
-    let sites = String::from_utf8_lossy(&output.stdout).into_owned();
+    first_mirror(&String::from_utf8_lossy(&output.stdout)).context(
+        "apt on this machine has no mirror of Debian's main archive (a source of origin Debian \
+         whose URL ends in /debian); add one to its sources and run apt-get update",
+    )
+}
+
+fn first_mirror(sites: &str) -> Option<String> {
     sites
         .lines()
         .map(|site| site.trim_end_matches('/'))
         .find(|site| site.ends_with("/debian"))
         .map(str::to_owned)
-        .context("apt's configuration on this machine names no Debian mirror (a URL ending in /debian); add one to its sources")
 }
 
 /// The host's own way through a proxy, as apt options.
@@ -268,4 +274,19 @@ fn proxy_options() -> Result<Vec<String>> {
         })
         .map(|line| line.trim_end_matches(';').to_owned())
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mirror_is_not_the_archive_of_security_updates() {
+        let sites = "http://deb.example/debian-security\nhttp://deb.example/debian/\n";
+        assert_eq!(
+            first_mirror(sites).as_deref(),
+            Some("http://deb.example/debian")
+        );
+        assert_eq!(first_mirror("http://deb.example/debian-security\n"), None);
+    }
 }
