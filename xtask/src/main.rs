@@ -36,10 +36,18 @@ use crate::kernel::Choice;
 use crate::kernel::Kernel;
 use crate::tree::Tree;
 
+/// What a person should know before the first command.
+const NEEDS: &str = "\
+All but `test --no-vm` need root on a Debian system, and the network the first time.
+
+What is slow to make is kept in $XDG_CACHE_HOME/sysgenid, or else ~/.cache/sysgenid: about 2 GB, and 2 \
+GB more for each kernel. It may be deleted at any time when no guest runs.";
+
 #[derive(Parser)]
 #[command(
     bin_name = "cargo xtask",
-    about = "Builds the kernel modules and proves them in virtual machines"
+    about = "Builds the kernel modules and proves them in virtual machines",
+    after_help = NEEDS
 )]
 struct Arguments {
     #[command(subcommand)]
