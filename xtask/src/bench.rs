@@ -20,6 +20,12 @@ use crate::table;
 /// How long all measurements may take.
 const PATIENCE: Duration = Duration::from_secs(1800);
 
+/// The yardstick of the short calls, and the two works that are held against it; the names are the
+/// benchmark's.
+const EVENTFD_READ: &str = "eventfd read";
+const COUNT: &str = "ioctl GET_OUTDATED_WATCHERS";
+const READ: &str = "non-blocking read, nothing new";
+
 /// How to measure.
 #[derive(Args)]
 pub(crate) struct Options {
@@ -106,10 +112,72 @@ fn print(results: &[Measurement], release: &str) {
     }
     table::align_right(&mut table, 2..=5);
     println!("{table}");
+    println!("{}", verdict(results));
+}
+
+/// Whether the short calls take about as long as an eventfd's non-blocking read.
+fn verdict(results: &[Measurement]) -> String {
+    let beside_eventfd = |work: &str| {
+        let median = |is_eventfd: bool| {
+            let of_work = |result: &&Measurement| {
+                result.work == work && (result.candidate == EVENTFD_READ) == is_eventfd
+            };
+            let not_timerfd = |result: &&Measurement| !result.candidate.starts_with("timerfd");
+            results
+                .iter()
+                .filter(of_work)
+                .find(not_timerfd)
+                .map(|result| result.median_ns)
+        };
+        Some((median(false)?, median(true)?.max(1)))
+    };
+    let (Some(count), Some(read)) = (beside_eventfd(COUNT), beside_eventfd(READ)) else {
+        return "within 1.2 x of an eventfd read: not measured".to_owned();
+    };
+    let is_within = |(mine, yardstick): (u64, u64)| mine * 10 <= yardstick * 12;
+    format!(
+        "within 1.2 x of an eventfd read: {} (ioctl {}, read {})",
+        if is_within(count) && is_within(read) {
+            "yes"
+        } else {
+            "no"
+        },
+        ratio(count.0, count.1),
+        ratio(read.0, read.1)
+    )
 }
 
 // Times of single operations are far below what a float holds exactly.
 #[allow(clippy::cast_precision_loss)]
 fn ratio(median_ns: u64, yardstick_ns: u64) -> String {
     format!("{:.2}", median_ns as f64 / yardstick_ns as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(work: &str, yardstick: u64, mine: u64) -> [Measurement; 3] {
+        [
+            (EVENTFD_READ, yardstick),
+            ("timerfd read", 1),
+            ("sysgenid", mine),
+        ]
+        .map(|(candidate, median_ns)| Measurement {
+            work: work.to_owned(),
+            candidate: candidate.to_owned(),
+            samples: 1,
+            batch: 1,
+            median_ns,
+            p99_ns: median_ns,
+        })
+    }
+
+    #[test]
+    fn one_slow_call_is_enough_for_a_no() {
+        let quick = [measured(COUNT, 100, 120), measured(READ, 100, 103)].concat();
+        assert!(verdict(&quick).ends_with("yes (ioctl 1.20, read 1.03)"));
+        let slow = [measured(COUNT, 100, 121), measured(READ, 100, 103)].concat();
+        assert!(verdict(&slow).ends_with("no (ioctl 1.21, read 1.03)"));
+    }
 }
