@@ -13,7 +13,6 @@ use sysgenid_guest::event::What;
 
 use crate::cast;
 use crate::cast::MAPPER;
-use crate::cast::ORCHESTRATOR;
 use crate::cast::TRACKED;
 use crate::qemu::Vm;
 use crate::test::Context;
@@ -56,22 +55,19 @@ pub(crate) fn each_restore_bumps_once(
     cast::start(&mut guest, &programs)?;
     for generation in 1..=2 {
         guest = guest.snapshot()?.restore()?;
-        let report = cast::report_of(ORCHESTRATOR);
-        let done = format!("everybody-done.*generation.:{generation}");
-        guest.run(
-            &format!(
-                "until grep -q '{done}' {}; do usleep 20000; done",
-                report.display()
-            ),
-            PATIENCE,
-        )?;
-        guest.run(
-            &format!(
-                "sysgenid-guest await {} '\"generation\":{generation}'",
-                cast::report_of(MAPPER).display()
-            ),
-            PATIENCE,
-        )?;
+        // Each reports after it acknowledged, so that the others' word says nothing of its report.
+        for program in &programs {
+            let report = cast::report_of(program);
+            guest
+                .run(
+                    &format!(
+                        "sysgenid-guest await {} '\"generation\":{generation}'",
+                        report.display()
+                    ),
+                    PATIENCE,
+                )
+                .with_context(|| format!("the {program} did not report {generation}"))?;
+        }
         check_events(&mut guest, &programs, generation)?;
     }
     let guid = guest.guid();
