@@ -44,40 +44,26 @@ fn headers() -> String {
         .concat()
 }
 
-fn compiler() -> Command {
-    let mut compiler = Command::new("cc");
-    compiler.args([
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-pedantic",
-        "-std=c99",
-        "-x",
-        "c",
-    ]);
-    compiler.arg("-I").arg(include_folder());
-    compiler
-}
-
-/// What the C compiler prints for a source text.
-fn preprocess(source: &str) -> String {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("headers.c");
-    std::fs::write(&file, source).unwrap();
-    let output = compiler().args(["-E", "-dM"]).arg(&file).output().unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+/// Has the C compiler read a source text, strictly, in a folder of its own, and returns what it prints.
+fn compile(folder: &Path, source: &str, arguments: &[&str]) -> String {
+    std::fs::write(folder.join("source.c"), source).unwrap();
+    let output = Command::new("cc")
+        .current_dir(folder)
+        .args(["-Wall", "-Wextra", "-Werror", "-pedantic", "-std=c99"])
+        .arg("-I")
+        .arg(include_folder())
+        .args(arguments)
+        .arg("source.c")
+        .output()
+        .unwrap();
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{complaint}");
     String::from_utf8(output.stdout).unwrap()
 }
 
 /// The values of the macros, printed by a C program that includes the headers.
 fn values_from_c(names: &[String]) -> BTreeMap<String, u32> {
     let folder = tempfile::tempdir().unwrap();
-    let source = folder.path().join("numbers.c");
-    let program = folder.path().join("numbers");
     let prints: String = names
         .iter()
         .map(|name| format!("\tprintf(\"{name} %lu\\n\", (unsigned long)({name}));\n"))
@@ -86,19 +72,9 @@ fn values_from_c(names: &[String]) -> BTreeMap<String, u32> {
         "{}#include <stdio.h>\nint main(void)\n{{\n{prints}\treturn 0;\n}}\n",
         headers()
     );
-    std::fs::write(&source, text).unwrap();
-    let output = compiler()
-        .arg(&source)
-        .arg("-o")
-        .arg(&program)
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let printed = Command::new(&program).output().unwrap().stdout;
+    compile(folder.path(), &text, &["-o", "numbers"]);
+    let program = folder.path().join("numbers");
+    let printed = Command::new(program).output().unwrap().stdout;
     String::from_utf8(printed)
         .unwrap()
         .lines()
@@ -114,7 +90,8 @@ fn macro_names() -> Vec<String> {
     let own = |name: &str| {
         (name.starts_with("SYSGENID_") || name.starts_with("VMGENID_")) && !name.ends_with("_H")
     };
-    preprocess(&headers())
+    let folder = tempfile::tempdir().unwrap();
+    compile(folder.path(), &headers(), &["-E", "-dM"])
         .lines()
         .filter_map(|line| line.strip_prefix("#define ")?.split_whitespace().next())
         .filter(|name| own(name))
@@ -135,17 +112,7 @@ fn every_number_in_the_headers_is_the_one_in_the_core() {
 fn each_header_compiles_on_its_own_as_strict_c() {
     for header in HEADERS {
         let folder = tempfile::tempdir().unwrap();
-        let source = folder.path().join("alone.c");
-        std::fs::write(&source, format!("#include <{header}>\nint alone;\n")).unwrap();
-        let output = compiler()
-            .args(["-fsyntax-only"])
-            .arg(&source)
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        let text = format!("#include <{header}>\nint alone;\n");
+        compile(folder.path(), &text, &["-fsyntax-only"]);
     }
 }
