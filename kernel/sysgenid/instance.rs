@@ -27,7 +27,8 @@ use kernel::{
     sync::{
         poll::PollCondVar,
         Arc,
-        SpinLock, //
+        SpinLock,
+        SpinLockGuard, //
     },
     task::might_sleep, //
 };
@@ -70,18 +71,14 @@ impl Instance {
         might_sleep();
         let mut registry = self.registry.lock();
         let change = registry.bump();
-        self.page.store(change.generation.get());
-        drop(registry);
-        self.announce(change);
+        self.announce(registry, change);
     }
 
     /// Software asks for a change to at least `minimum`. May sleep.
     pub(crate) fn trigger(&self, capable: bool, minimum: u64) -> Result<(), Error> {
         let mut registry = self.registry.lock();
         let change = registry.trigger(capable, minimum)?;
-        self.page.store(change.generation.get());
-        drop(registry);
-        self.announce(change);
+        self.announce(registry, change);
         Ok(())
     }
 
@@ -93,9 +90,11 @@ impl Instance {
         }
     }
 
-    /// Wakes everybody, then tells udev. The events of changes that race with each other may come in
-    /// any order.
-    fn announce(&self, change: Change) {
+    /// Stores a change in the page, releases the lock, wakes everybody, and then tells udev. The events
+    /// of changes that race with each other may come in any order.
+    fn announce(&self, registry: SpinLockGuard<'_, Registry>, change: Change) {
+        self.page.store(change.generation.get());
+        drop(registry);
         self.changed.notify_all();
         self.settled.wake_all();
         let generation = change.generation.get();

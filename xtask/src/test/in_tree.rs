@@ -2,6 +2,8 @@
 
 //! What the kernel's own compiler and build system say.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 
 use crate::progress;
@@ -66,21 +68,13 @@ ls "$build"/drivers/virt/sysgenid/sysgenid.o "$build"/drivers/virt/sysgenid/sysg
 "#;
 
 fn builds_in_tree(context: &Context<'_>) -> Result<()> {
-    let environment = context.environment()?;
-    let kernel = &environment.kernel;
-    let make = kernel.make_arguments();
-    progress::run_logged(
+    let kernel = &context.environment()?.kernel;
+    run(
+        context,
         "build drivers/virt/sysgenid/",
-        &context.cache.log("in-tree")?,
-        environment
-            .tree
-            .command("sh")
-            .args(["-c", BUILD_IN_TREE, "build"])
-            .arg(kernel.source())
-            .arg(kernel.build())
-            .arg(context.cache.repository().join("kernel"))
-            .arg("make")
-            .args(make),
+        "in-tree",
+        BUILD_IN_TREE,
+        &[kernel.source(), kernel.build()],
     )
 }
 
@@ -98,18 +92,36 @@ ls sysgenid.ko sysgenid_vmfork.ko sysgenid_acpi.ko
 "#;
 
 fn builds_out_of_tree(context: &Context<'_>) -> Result<()> {
-    let environment = context.environment()?;
-    let kernel = &environment.kernel;
-    progress::run_logged(
+    let kernel = &context.environment()?.kernel;
+    run(
+        context,
         "build a copy of kernel/",
-        &context.cache.log("out-of-tree")?,
+        "out-of-tree",
+        BUILD_OUT_OF_TREE,
+        &[kernel.build()],
+    )
+}
+
+/// Runs a script in the tree. Its arguments are some folders of the kernel's, our own folder, and a
+/// `make` with what it must be told.
+fn run(
+    context: &Context<'_>,
+    title: &str,
+    log: &str,
+    script: &str,
+    folders: &[PathBuf],
+) -> Result<()> {
+    let environment = context.environment()?;
+    progress::run_logged(
+        title,
+        &context.cache.log(log)?,
         environment
             .tree
             .command("sh")
-            .args(["-c", BUILD_OUT_OF_TREE, "build"])
-            .arg(kernel.build())
+            .args(["-c", script, "build"])
+            .args(folders)
             .arg(context.cache.repository().join("kernel"))
             .arg("make")
-            .args(kernel.make_arguments()),
+            .args(environment.kernel.make_arguments()),
     )
 }
