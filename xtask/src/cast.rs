@@ -4,12 +4,12 @@
 
 use std::path::Path;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context;
 use anyhow::Result;
 use sysgenid_guest::event::Event;
 
+use crate::qemu::PATIENCE;
 use crate::qemu::Vm;
 
 /// The program that hands out tokens.
@@ -23,9 +23,6 @@ pub(crate) const MAPPER: &str = "mapper";
 
 /// The programs that acknowledge.
 pub(crate) const TRACKED: [&str; 3] = ["watchdog", "event-loop", ORCHESTRATOR];
-
-/// How long any step in a guest may take.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Starts programs in the background and waits until each is ready.
 pub(crate) fn start(vm: &mut Vm, programs: &[&str]) -> Result<()> {

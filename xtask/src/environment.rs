@@ -24,6 +24,7 @@ pub(crate) struct Environment {
     pub(crate) kernel: Kernel,
     /// The modules; `None` if the guest is to have none.
     pub(crate) modules: Option<Modules>,
+    programs: PathBuf,
     initramfs: PathBuf,
 }
 
@@ -46,11 +47,13 @@ impl Environment {
         let _lock = cache.lock("prepare")?;
         let tree = Tree::prepare(cache)?;
         let (kernel, modules) = build(cache, &tree, choice)?;
-        let initramfs = initramfs::build(cache, &tree, &kernel, Some(&modules))?;
+        let programs = initramfs::build_programs(cache)?;
+        let initramfs = initramfs::build(cache, &tree, &kernel, &programs, Some(&modules))?;
         Ok(Self {
             tree,
             kernel,
             modules: Some(modules),
+            programs,
             initramfs,
         })
     }
@@ -60,21 +63,29 @@ impl Environment {
         let _lock = cache.lock("prepare")?;
         let tree = Tree::prepare(cache)?;
         let kernel = Kernel::prepare(cache, &tree, choice)?;
-        Self::without_modules(cache, tree, kernel)
+        let programs = initramfs::build_programs(cache)?;
+        Self::without_modules(cache, tree, kernel, programs)
     }
 
     /// Prepares guests with the same kernel as these, without the modules.
     pub(crate) fn but_without_driver(&self, cache: &Cache) -> Result<Self> {
         let _lock = cache.lock("prepare")?;
-        Self::without_modules(cache, self.tree.clone(), self.kernel.clone())
+        let (tree, kernel) = (self.tree.clone(), self.kernel.clone());
+        Self::without_modules(cache, tree, kernel, self.programs.clone())
     }
 
-    fn without_modules(cache: &Cache, tree: Tree, kernel: Kernel) -> Result<Self> {
-        let initramfs = initramfs::build(cache, &tree, &kernel, None)?;
+    fn without_modules(
+        cache: &Cache,
+        tree: Tree,
+        kernel: Kernel,
+        programs: PathBuf,
+    ) -> Result<Self> {
+        let initramfs = initramfs::build(cache, &tree, &kernel, &programs, None)?;
         Ok(Self {
             tree,
             kernel,
             modules: None,
+            programs,
             initramfs,
         })
     }

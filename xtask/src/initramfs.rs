@@ -55,14 +55,15 @@ export PATH=/bin HOME=/root PS1='guest:\w# '
 cd /root
 ";
 
-/// Packs a file system for a guest. `modules` are left out for a guest without the driver.
+/// Packs a file system for a guest. `programs` is the folder from [`build_programs`]; `modules` are left
+/// out for a guest without the driver.
 pub(crate) fn build(
     cache: &Cache,
     tree: &Tree,
     kernel: &Kernel,
+    programs: &Path,
     modules: Option<&Modules>,
 ) -> Result<PathBuf> {
-    let programs = build_programs(cache)?;
     let name = if modules.is_some() {
         "initramfs"
     } else {
@@ -138,7 +139,7 @@ fn add_modules(
 }
 
 /// Builds our programs as static ones and returns their folder.
-fn build_programs(cache: &Cache) -> Result<PathBuf> {
+pub(crate) fn build_programs(cache: &Cache) -> Result<PathBuf> {
     // A folder of its own: other flags would make the main one build everything again each time.
     let target = cache.target().join("programs");
     let folder = target.join(TARGET).join("release");

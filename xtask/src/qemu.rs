@@ -27,6 +27,9 @@ use crate::qmp::Qmp;
 use crate::tree::Tree;
 use sysgenid_guest::protocol::PORT_NAME;
 
+/// How long an ordinary step in a guest may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
 /// How long a guest may take to boot: emulated, on a busy machine.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 

@@ -27,6 +27,7 @@ use crate::environment::Environment;
 use crate::guid;
 use crate::progress::Step;
 use crate::qemu::Machine;
+use crate::qemu::PATIENCE;
 use crate::qemu::Start;
 use crate::qemu::Vm;
 use crate::trace;
@@ -35,9 +36,6 @@ use crate::vm;
 
 /// How long a clone is left alone before anything is asked of it, so that asking disturbs nothing.
 const UNDISTURBED: Duration = Duration::from_millis(700);
-
-/// How long any step in a guest may take.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How many clock comparisons are made; the sharpest one counts.
 const COMPARISONS: u32 = 200;

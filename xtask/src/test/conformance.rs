@@ -7,11 +7,11 @@ use std::time::Duration;
 use anyhow::Result;
 use anyhow::ensure;
 
+use crate::qemu::PATIENCE;
 use crate::test::Context;
 use crate::test::Test;
 use crate::test::guest::Backend;
 use crate::test::guest::Guest;
-use crate::test::guest::PATIENCE;
 use crate::test::restore;
 
 pub(crate) const TESTS: &[Test] = &[

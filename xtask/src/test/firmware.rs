@@ -12,10 +12,10 @@ use anyhow::ensure;
 
 use crate::progress;
 use crate::qemu::Machine;
+use crate::qemu::PATIENCE;
 use crate::test::Context;
 use crate::test::Test;
 use crate::test::guest::Guest;
-use crate::test::guest::PATIENCE;
 use crate::test::guest::WITHOUT_STOCK_DRIVER;
 
 pub(crate) const TESTS: &[Test] = &[Test::new(

@@ -5,7 +5,6 @@
 use std::ops::Deref;
 use std::ops::DerefMut;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Result;
 use anyhow::bail;
@@ -14,11 +13,9 @@ use tempfile::TempDir;
 use crate::environment::Environment;
 use crate::guid;
 use crate::qemu::Machine;
+use crate::qemu::PATIENCE;
 use crate::qemu::Vm;
 use crate::test::Context;
-
-/// How long an ordinary step in a guest may take.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Keeps the kernel's own driver from the device, so that it is free for ours. The kernel has the
 /// name misspelt like this.

@@ -9,12 +9,12 @@ use anyhow::Result;
 use anyhow::bail;
 use anyhow::ensure;
 
+use crate::qemu::PATIENCE;
 use crate::qemu::Vm;
 use crate::test::Context;
 use crate::test::Test;
 use crate::test::guest::Backend;
 use crate::test::guest::Guest;
-use crate::test::guest::PATIENCE;
 use crate::test::guest::WITHOUT_STOCK_DRIVER;
 
 pub(crate) const TESTS: &[Test] = &[

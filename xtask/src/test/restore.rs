@@ -14,13 +14,13 @@ use sysgenid_guest::event::What;
 use crate::cast;
 use crate::cast::MAPPER;
 use crate::cast::TRACKED;
+use crate::qemu::PATIENCE;
 use crate::qemu::Vm;
 use crate::test::Context;
 use crate::test::Test;
 use crate::test::guest;
 use crate::test::guest::Backend;
 use crate::test::guest::Guest;
-use crate::test::guest::PATIENCE;
 use crate::trace;
 
 pub(crate) const TESTS: &[Test] = &[

@@ -6,11 +6,11 @@ use anyhow::Result;
 use anyhow::ensure;
 
 use crate::modules;
+use crate::qemu::PATIENCE;
 use crate::test::Context;
 use crate::test::Test;
 use crate::test::guest::Backend;
 use crate::test::guest::Guest;
-use crate::test::guest::PATIENCE;
 use crate::test::guest::WITHOUT_STOCK_DRIVER;
 
 pub(crate) const TESTS: &[Test] = &[
