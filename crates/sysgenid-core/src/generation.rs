@@ -75,6 +75,11 @@ impl Epoch {
     /// The epoch before the first change.
     pub const START: Self = Self(0);
 
+    /// The epoch after this many changes, for a front end that kept it in storage.
+    pub const fn new(changes: u64) -> Self {
+        Self(changes)
+    }
+
     /// The number of changes since the start.
     pub const fn get(self) -> u64 {
         self.0

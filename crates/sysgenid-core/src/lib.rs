@@ -49,5 +49,5 @@ mod timeout;
 pub use abi::{Access, Ioctl, Mapping, Node};
 pub use error::Error;
 pub use generation::{Epoch, Generation};
-pub use registry::{Change, Patience, Read, Registry, Wait, Wake, Watcher};
+pub use registry::{Change, Patience, Read, Registry, Wait, Wake, Watcher, WatcherRecord};
 pub use timeout::Timeout;

@@ -36,6 +36,20 @@ pub struct Watcher {
     access: Access,
 }
 
+/// All that there is to know of a watcher, for a front end that keeps it in storage of its own and goes
+/// on after a restart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct WatcherRecord {
+    /// The identity of the change that it acknowledged last, or found when it was opened.
+    pub acknowledged: Epoch,
+    /// The generation of that change, as programs see it.
+    pub acknowledged_generation: Generation,
+    /// Whether it counts when others wait for everyone.
+    pub tracked: bool,
+    /// What it was opened for.
+    pub access: Access,
+}
+
 /// How a caller that finds nothing to return stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Patience {
@@ -97,6 +111,34 @@ impl Registry {
             tracked: 0,
             outdated: 0,
         }
+    }
+
+    /// A registry that goes on where another, with this generation and epoch, stopped. It has no
+    /// watcher until they are [adopted](Self::adopt).
+    pub const fn resume(generation: Generation, epoch: Epoch) -> Self {
+        Self {
+            generation,
+            epoch,
+            tracked: 0,
+            outdated: 0,
+        }
+    }
+
+    /// Takes over a watcher of the registry before, and counts it as that one did.
+    pub fn adopt(&mut self, record: WatcherRecord) -> Watcher {
+        let watcher = Watcher {
+            acknowledged: record.acknowledged,
+            acknowledged_generation: record.acknowledged_generation,
+            tracked: record.tracked,
+            access: record.access,
+        };
+        if watcher.tracked {
+            self.tracked += 1;
+            if self.is_outdated(&watcher) {
+                self.outdated += 1;
+            }
+        }
+        watcher
     }
 
     /// The current generation.
@@ -301,5 +343,15 @@ impl Watcher {
     /// Whether it counts when others wait for everyone.
     pub const fn is_tracked(&self) -> bool {
         self.tracked
+    }
+
+    /// What [`Registry::adopt`] needs to take it over.
+    pub const fn record(&self) -> WatcherRecord {
+        WatcherRecord {
+            acknowledged: self.acknowledged,
+            acknowledged_generation: self.acknowledged_generation,
+            tracked: self.tracked,
+            access: self.access,
+        }
     }
 }

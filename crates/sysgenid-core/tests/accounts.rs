@@ -229,6 +229,17 @@ impl World {
             Call::Close { .. } | Call::Write { .. } | Call::SetTracking { .. } => {}
         }
         self.compare();
+        self.compare_with_successor();
+    }
+
+    /// A front end that stops at any point, and goes on from what it kept, goes on with the same
+    /// accounts and the same watchers.
+    fn compare_with_successor(&self) {
+        let mut successor = Registry::resume(self.registry.generation(), self.registry.epoch());
+        for watcher in &self.watchers {
+            assert_eq!(&successor.adopt(watcher.record()), watcher);
+        }
+        assert_eq!(successor, self.registry);
     }
 
     /// Waiters are woken exactly when the last outdated watcher has gone.

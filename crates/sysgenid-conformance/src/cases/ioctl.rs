@@ -17,6 +17,11 @@ pub(super) const CASES: &[Case] = &[
         an_unknown_ioctl_is_enotty,
     ),
     case(
+        "an-ioctl-of-regular-files-is-ENOTTY",
+        &["ioctl-unknown"],
+        an_ioctl_of_regular_files_is_enotty,
+    ),
+    case(
         "a-node-accepts-both-families-of-ioctl",
         &["ioctl-families"],
         a_node_accepts_both_families,
@@ -34,7 +39,6 @@ fn an_unknown_ioctl_is_enotty(node: &Node) -> Outcome {
         0xe404,
         0xe4ff,
         // No family of ours.
-        0x0001,
         0x2e01,
         0xe301,
         // The right type and number, but with a direction and a size.
@@ -49,6 +53,14 @@ fn an_unknown_ioctl_is_enotty(node: &Node) -> Outcome {
         fails(&what, watcher.ioctl(request, 0), Errno::NOTTY)?;
     }
     Ok(())
+}
+
+/// A node that is a file to the kernel, and not a device, has its generic ioctls answered before whoever
+/// serves it is asked.
+fn an_ioctl_of_regular_files_is_enotty(node: &Node) -> Outcome {
+    const FIBMAP: u32 = 0x0001;
+    let watcher = node.open(OFlags::RDWR | OFlags::NONBLOCK)?;
+    fails("FIBMAP", watcher.ioctl(FIBMAP, 0), Errno::NOTTY)
 }
 
 fn a_node_accepts_both_families(node: &Node) -> Outcome {

@@ -1,0 +1,401 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The hypervisor's page (`/dev/vmclock0`), which counts restores.
+//!
+//! The hypervisor changes the counter before the machine runs on, so a look after a restore always sees
+//! it. From Linux 7.0 on, and where the hypervisor sends notifications, the device also says when to
+//! look; elsewhere it has to be asked.
+//!
+//! The page is copied by `read`, not mapped: the driver then follows the sequence lock of the page itself
+//! and returns a whole one or `ETIMEDOUT`, and `read` is what makes its `poll` wait again. The layout is
+//! `struct vmclock_abi` of `include/uapi/linux/vmclock-abi.h`.
+
+use std::mem::offset_of;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+
+use super::{Backend, Error, Kind, Settings, foreign, tells_when_readable};
+
+/// "VCLK", read as a little-endian number.
+const MAGIC: u32 = 0x4b4c_4356;
+/// The only version there is. The driver of Linux refuses every other one, too.
+const VERSION: u16 = 1;
+/// `VMCLOCK_FLAG_VM_GEN_COUNTER_PRESENT`.
+const COUNTER_PRESENT: u64 = 1 << 8;
+/// `VMCLOCK_FLAG_NOTIFICATION_PRESENT`.
+const NOTIFICATION_PRESENT: u64 = 1 << 9;
+
+/// How many devices are searched. A machine has one; the number of a device that was removed is used
+/// again.
+const MOST_DEVICES: u32 = 8;
+
+/// How often a page is read again that is being updated. A driver that follows the sequence lock never
+/// returns such a page, so this serves those that do not.
+const MOST_ATTEMPTS: u32 = 16;
+
+/// `struct vmclock_abi`, as far as this backend needs it.
+#[derive(FromBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Abi {
+    magic: U32,
+    size: U32,
+    version: U16,
+    _counter_id: u8,
+    _time_type: u8,
+    sequence: U32,
+    _disruption_marker: U64,
+    flags: U64,
+    // The clock itself.
+    _clock: [u8; 72],
+    generation_counter: U64,
+}
+
+const SIZE: usize = size_of::<Abi>();
+const _: () = assert!(
+    offset_of!(Abi, sequence) == 0xc
+        && offset_of!(Abi, flags) == 0x18
+        && offset_of!(Abi, generation_counter) == 0x68
+        && SIZE == 0x70
+);
+
+/// What a page says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// Another number after every restore. It does not repeat, but need not grow.
+    pub generation_counter: u64,
+    /// Whether the hypervisor promises to notify the machine of each update.
+    pub notifies: bool,
+}
+
+/// What is wrong with a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// It ends before the counter.
+    #[error("only {0} bytes of it can be read, of 112")]
+    Short(usize),
+    /// It does not start with the magic number.
+    #[error("it starts with {0:#010x}, where a vmclock page has 0x4b4c4356")]
+    Magic(u32),
+    /// Another version than 1. What is only added to version 1 shows in its size, so another version may
+    /// have moved anything, and is not guessed at.
+    #[error(
+        "its layout is version {0}, and only version 1 is known: a newer sysgenidd may know it"
+    )]
+    Version(u16),
+    /// By its own account it ends before the counter.
+    #[error("it has {0} bytes, too few to hold the counter of restores")]
+    Size(u32),
+    /// The hypervisor does not count restores.
+    #[error("the hypervisor keeps no counter of restores in it")]
+    NoCounter,
+    /// The hypervisor is changing it: read it again.
+    #[error("the hypervisor is changing it")]
+    Torn,
+}
+
+/// Reads a page.
+///
+/// # Errors
+///
+/// [`Malformed::Torn`] is to be read again; all others stay.
+pub fn parse(page: &[u8]) -> Result<Page, Malformed> {
+    let (abi, _) = Abi::ref_from_prefix(page).map_err(|_| Malformed::Short(page.len()))?;
+    // Magic, size and version are constant. The rest may be read only where the sequence is even.
+    if abi.magic != MAGIC {
+        return Err(Malformed::Magic(abi.magic.get()));
+    }
+    if abi.version != VERSION {
+        return Err(Malformed::Version(abi.version.get()));
+    }
+    if usize::try_from(abi.size.get()).is_ok_and(|size| size < SIZE) {
+        return Err(Malformed::Size(abi.size.get()));
+    }
+    if abi.sequence.get() % 2 == 1 {
+        return Err(Malformed::Torn);
+    }
+    let flags = abi.flags.get();
+    if flags & COUNTER_PRESENT == 0 {
+        return Err(Malformed::NoCounter);
+    }
+    Ok(Page {
+        generation_counter: abi.generation_counter.get(),
+        notifies: flags & NOTIFICATION_PRESENT != 0,
+    })
+}
+
+/// The backend.
+#[derive(Debug)]
+pub struct Vmclock {
+    device: OwnedFd,
+    path: PathBuf,
+    /// The counter at the last look.
+    counter: u64,
+    /// Whether the device says when to look.
+    tells: bool,
+}
+
+impl Vmclock {
+    /// Opens the device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotPresent`], [`Error::NoPermission`], [`Error::OwnNode`], [`Error::Unsuitable`],
+    /// [`Error::Malformed`], [`Error::Busy`], [`Error::Io`]. Of several devices of which none can be used,
+    /// it is the first one's error.
+    pub fn open(settings: &Settings, resume_at: Option<u64>) -> Result<Self, Error> {
+        if let Some(path) = &settings.vmclock {
+            return Self::open_device(path, settings, resume_at);
+        }
+        let mut first_error = None;
+        for number in 0..MOST_DEVICES {
+            let path = PathBuf::from(format!("/dev/vmclock{number}"));
+            match Self::open_device(&path, settings, resume_at) {
+                Ok(opened) => return Ok(opened),
+                Err(Error::NotPresent { .. }) => {}
+                Err(error) => {
+                    first_error.get_or_insert(error);
+                }
+            }
+        }
+        Err(first_error.unwrap_or_else(|| Error::NotPresent {
+            path: PathBuf::from("/dev/vmclock0"),
+        }))
+    }
+
+    fn open_device(
+        path: &Path,
+        settings: &Settings,
+        resume_at: Option<u64>,
+    ) -> Result<Self, Error> {
+        let device = foreign::open(path, &settings.own_devices)?;
+        let page = read(&device, path)?;
+        // After the read, which leaves a driver that can wait with nothing to tell.
+        let tells = page.notifies
+            && tells_when_readable(&device).map_err(|errno| Error::reading(path, errno))?;
+        Ok(Self {
+            device,
+            path: path.to_owned(),
+            counter: resume_at.unwrap_or(page.generation_counter),
+            tells,
+        })
+    }
+}
+
+impl Backend for Vmclock {
+    fn kind(&self) -> Kind {
+        Kind::Vmclock
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.tells.then(|| self.device.as_fd())
+    }
+
+    /// A counter that differs is one change, because nobody can say what happened in between.
+    fn look(&mut self) -> Result<u32, Error> {
+        let counter = read(&self.device, &self.path)?.generation_counter;
+        let changed = counter != self.counter;
+        self.counter = counter;
+        Ok(changed.into())
+    }
+
+    fn position(&self) -> u64 {
+        self.counter
+    }
+
+    fn description(&self) -> String {
+        let window = if self.tells {
+            "the hypervisor notifies; no window but the time to wake the daemon"
+        } else {
+            "no notification (it takes Linux 7.0 and a hypervisor that sends it); looked at when a \
+             request comes, when another backend speaks, and at the daemon's timer, and until then a \
+             restore goes unnoticed"
+        };
+        format!("{}: {window}", self.path.display())
+    }
+}
+
+/// Reads the device, again while it is being updated.
+fn read(device: &OwnedFd, path: &Path) -> Result<Page, Error> {
+    for _ in 0..MOST_ATTEMPTS {
+        let mut page = [0; SIZE];
+        let length = match rustix::io::retry_on_intr(|| rustix::io::pread(device, &mut page, 0)) {
+            Ok(length) => length,
+            // The driver has tried for 100 ms.
+            Err(Errno::TIMEDOUT) => break,
+            Err(errno) => return Err(Error::reading(path, errno)),
+        };
+        match parse(&page[..length]) {
+            Ok(page) => return Ok(page),
+            Err(Malformed::Torn) => {}
+            Err(reason) => {
+                return Err(Error::Malformed {
+                    path: path.to_owned(),
+                    reason,
+                });
+            }
+        }
+    }
+    Err(Error::Busy {
+        path: path.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn page(counter: u64) -> [u8; 4096] {
+        let mut page = [0; 4096];
+        page[0..4].copy_from_slice(b"VCLK");
+        page[4..8].copy_from_slice(&4096_u32.to_le_bytes());
+        page[8..10].copy_from_slice(&1_u16.to_le_bytes());
+        page[0xc..0x10].copy_from_slice(&6_u32.to_le_bytes());
+        page[0x18..0x20].copy_from_slice(&0x100_u64.to_le_bytes());
+        page[0x68..0x70].copy_from_slice(&counter.to_le_bytes());
+        page
+    }
+
+    fn changed(at: usize, bytes: &[u8]) -> Result<Page, Malformed> {
+        let mut page = page(7);
+        page[at..at + bytes.len()].copy_from_slice(bytes);
+        parse(&page)
+    }
+
+    #[test]
+    fn a_sound_page_is_read() {
+        let read = |notifies| {
+            Ok(Page {
+                generation_counter: 7,
+                notifies,
+            })
+        };
+        assert_eq!(parse(&page(7)), read(false));
+        assert_eq!(parse(&page(7)[..112]), read(false));
+        assert_eq!(changed(0x18, &0x300_u64.to_le_bytes()), read(true));
+        assert_eq!(changed(4, &112_u32.to_le_bytes()), read(false));
+    }
+
+    #[test]
+    fn each_defect_of_a_page_has_its_name() {
+        assert_eq!(parse(&[]), Err(Malformed::Short(0)));
+        assert_eq!(parse(&page(7)[..111]), Err(Malformed::Short(111)));
+        assert_eq!(changed(0, b"KCLV"), Err(Malformed::Magic(0x564c_434b)));
+        assert_eq!(changed(8, &[2, 0]), Err(Malformed::Version(2)));
+        assert_eq!(changed(8, &[0, 0]), Err(Malformed::Version(0)));
+        assert_eq!(changed(4, &[111, 0]), Err(Malformed::Size(111)));
+        assert_eq!(changed(0x18, &[0xff, 0]), Err(Malformed::NoCounter));
+        assert_eq!(changed(0xc, &[7]), Err(Malformed::Torn));
+    }
+
+    #[test]
+    fn a_torn_page_is_believed_in_nothing_that_changes() {
+        let mut torn = page(7);
+        torn[0xc] = 7;
+        torn[0x18..0x20].fill(0);
+        assert_eq!(parse(&torn), Err(Malformed::Torn));
+    }
+
+    /// A file that stands for the device.
+    struct Device {
+        _folder: TempDir,
+        settings: Settings,
+        path: PathBuf,
+    }
+
+    impl Device {
+        fn new(content: &[u8]) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("vmclock0");
+            fs::write(&path, content).unwrap();
+            Self {
+                _folder: folder,
+                settings: Settings {
+                    vmclock: Some(path.clone()),
+                    ..Settings::default()
+                },
+                path,
+            }
+        }
+
+        fn set(&self, content: &[u8]) {
+            fs::write(&self.path, content).unwrap();
+        }
+
+        fn open(&self, resume_at: Option<u64>) -> Vmclock {
+            Vmclock::open(&self.settings, resume_at).unwrap()
+        }
+    }
+
+    #[test]
+    fn a_counter_that_differs_is_one_change_also_when_it_shrinks() {
+        let device = Device::new(&page(7));
+        let mut backend = device.open(None);
+        assert_eq!(backend.look().unwrap(), 0);
+        device.set(&page(9));
+        assert_eq!(backend.look().unwrap(), 1);
+        assert_eq!(backend.look().unwrap(), 0);
+        device.set(&page(3));
+        assert_eq!(backend.look().unwrap(), 1);
+        assert_eq!(backend.position(), 3);
+    }
+
+    #[test]
+    fn what_changed_while_nobody_looked_is_noticed_by_the_successor() {
+        let device = Device::new(&page(7));
+        let position = device.open(None).position();
+        assert_eq!(device.open(Some(position)).look().unwrap(), 0);
+        device.set(&page(8));
+        let mut successor = device.open(Some(position));
+        assert_eq!(successor.look().unwrap(), 1);
+        assert_eq!(successor.look().unwrap(), 0);
+    }
+
+    #[test]
+    fn an_update_that_lasts_is_reported_and_loses_nothing() {
+        let device = Device::new(&page(7));
+        let mut backend = device.open(None);
+        let mut torn = page(8);
+        torn[0xc] = 7;
+        device.set(&torn);
+        assert!(matches!(backend.look(), Err(Error::Busy { .. })));
+        assert_eq!(backend.position(), 7);
+        device.set(&page(8));
+        assert_eq!(backend.look().unwrap(), 1);
+    }
+
+    #[test]
+    fn a_device_that_cannot_be_used_is_refused_with_the_reason() {
+        let mut second = page(7);
+        second[8] = 2;
+        let device = Device::new(&second);
+        let error = Vmclock::open(&device.settings, None).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::Malformed {
+                    reason: Malformed::Version(2),
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_device_that_cannot_wait_is_not_waited_for() {
+        let mut promising = page(7);
+        promising[0x19] = 3;
+        // The page promises, but a regular file cannot poll, as the driver before Linux 7.0.
+        let backend = Device::new(&promising).open(None);
+        assert!(backend.fd().is_none());
+        assert!(backend.description().contains("until then"));
+    }
+}

@@ -1,0 +1,1100 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! One generation with its nodes and watchers: requests are translated into calls of the core, and its
+//! answers into answers.
+//!
+//! What a call means is decided by [`Registry`]. What is here owns who sleeps, and sees to it that a
+//! successor can go on at any point: what a request changes is stored before it is answered, and a
+//! request that comes again changes nothing again.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::OFlags;
+use rustix::io::{self, Errno};
+use sysgenid_core::{
+    Access, Change, Epoch, Error, Generation, Ioctl, Node, Patience, Read, Registry, Wait, Wake,
+    Watcher,
+};
+use zerocopy::IntoBytes;
+
+use crate::announcer::{self, Announcer};
+use crate::capability::Owner;
+use crate::clock;
+use crate::fault;
+use crate::fuse::wire::{self, flag, fopen};
+use crate::fuse::{Buffer, Connection, Operation, Received, Request, Unique};
+use crate::node::{self, File, errno};
+use crate::process;
+use crate::report;
+use crate::state::{Handle, Mapping, Record, Slot, State};
+use crate::storage::Storage;
+
+/// How long the kernel may remember names and attributes, in seconds. It is told when they change.
+const VALID: u64 = 86_400;
+
+/// What is offered to the kernel at INIT, as far as it has it.
+const WANTED: u64 =
+    flag::INIT_EXT | flag::DIRECT_IO_ALLOW_MMAP | flag::PASSTHROUGH | flag::HAS_RESEND;
+
+/// How a node is opened: every read and write comes here.
+const OPEN_FLAGS: u32 = fopen::DIRECT_IO | fopen::NOFLUSH | fopen::PARALLEL_DIRECT_WRITES;
+
+/// What poll reports of an outdated watcher.
+const READABLE: u32 = 0x41; // EPOLLIN | EPOLLRDNORM
+
+/// For how long a watcher in doubt is looked after, in nanoseconds, and how often.
+const DOUBT: u64 = 200_000_000;
+const DOUBT_STEP: u64 = 20_000_000;
+
+/// Set in the handles of files that are no nodes.
+const REPORT: u64 = 1 << 63;
+
+/// The descriptors of an instance that outlive the process.
+#[derive(Debug)]
+pub struct Kept {
+    /// Of `/dev/fuse`.
+    pub connection: OwnedFd,
+    /// Of the state.
+    pub state: OwnedFd,
+    /// Of the page.
+    pub page: OwnedFd,
+}
+
+/// What an instance is, apart from what it is going through.
+#[derive(Debug)]
+pub struct Settings {
+    /// Its name.
+    pub name: String,
+    /// Where its folder is mounted.
+    pub path: PathBuf,
+    /// Who may open `sysgenid` and `vmgenid`.
+    pub access: [node::Access; 2],
+    /// The user namespace in which a capability counts.
+    pub owner: Owner,
+    /// Whether mappings may go to the page itself, where the kernel can do it.
+    pub passthrough: bool,
+}
+
+/// What a request that sleeps is waiting for.
+#[derive(Debug)]
+enum Sleeper {
+    Read(Unique, Handle),
+    Wait(Unique, Handle, Option<u64>),
+}
+
+/// One generation, and all who watch it.
+#[derive(Debug)]
+pub struct Instance {
+    settings: Settings,
+    connection: Arc<Connection>,
+    state: State,
+    page: Storage,
+    registry: Registry,
+    record: Record,
+    /// By the index of their slots.
+    watchers: Vec<Option<Watcher>>,
+    free: Vec<usize>,
+    /// By the identity of the request.
+    sleepers: HashMap<u64, Sleeper>,
+    /// The deadlines of the sleepers that have one.
+    deadlines: BTreeSet<(u64, u64)>,
+    /// Texts as they were when their reading began, by handle.
+    reports: HashMap<u64, Vec<u8>>,
+    /// A watcher whose opener may never have heard of it, until when that is unclear, and when to look.
+    doubt: Option<(Handle, u64, u64)>,
+    /// How many renewals of the page are under way. While any is, requests are put off.
+    renewals: usize,
+    deferred: Vec<Vec<u8>>,
+    /// Triggers that are to be answered once the page is renewed.
+    triggers: Vec<Unique>,
+    /// Whether kernel and daemon have agreed on how to talk.
+    agreement: Agreement,
+}
+
+/// Whether kernel and daemon have agreed on how to talk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Agreement {
+    /// Not yet.
+    Pending,
+    /// Yes.
+    Reached,
+    /// They cannot: the reason, and what to do.
+    Impossible(String),
+}
+
+impl Instance {
+    /// A new instance: its folder is mounted, its generation is 0.
+    ///
+    /// # Errors
+    ///
+    /// Says what could not be done.
+    pub fn create(settings: Settings) -> anyhow::Result<Self> {
+        let state = State::create()?;
+        let page = Storage::create(c"sysgenid", announcer::PAGE / size_of::<u64>())?;
+        let connection = Connection::mount(&settings.path)?;
+        Ok(Self::new(settings, connection, state, page))
+    }
+
+    /// Goes on with an instance that another process served; [`recover`](Self::recover) comes next.
+    ///
+    /// # Errors
+    ///
+    /// Says what is wrong with what was kept.
+    pub fn resume(settings: Settings, kept: Kept) -> anyhow::Result<Self> {
+        let state = State::resume(kept.state)?;
+        let page = Storage::resume(kept.page)?;
+        let connection = Connection::resume(kept.connection);
+        let mut instance = Self::new(settings, connection, state, page);
+        // If not, INIT comes again.
+        instance.agreement = Agreement::Reached;
+        Ok(instance)
+    }
+
+    fn new(settings: Settings, connection: Connection, state: State, page: Storage) -> Self {
+        let record = state.record();
+        let mut registry = Registry::resume(record.generation, record.epoch);
+        let mut free = Vec::new();
+        let watchers: Vec<_> = (0..state.slots())
+            .map(|index| {
+                let slot = state.at(index);
+                if slot.is_none() {
+                    free.push(index);
+                }
+                slot.map(|slot| registry.adopt(slot.watcher))
+            })
+            .collect();
+        Self {
+            settings,
+            connection: Arc::new(connection),
+            state,
+            page,
+            registry,
+            record,
+            watchers,
+            free,
+            sleepers: HashMap::new(),
+            deadlines: BTreeSet::new(),
+            reports: HashMap::new(),
+            doubt: None,
+            renewals: 0,
+            deferred: Vec::new(),
+            triggers: Vec::new(),
+            agreement: Agreement::Pending,
+        }
+    }
+
+    /// Carries out what the process before this one left undone, and tells everybody what it may not
+    /// have told them.
+    ///
+    /// # Errors
+    ///
+    /// Those of the device.
+    pub fn recover(
+        &mut self,
+        buffer: &mut Buffer,
+        announcer: &Announcer,
+        backends: &[report::Backend],
+    ) -> anyhow::Result<()> {
+        // A change may have been committed, and nothing after it done.
+        self.page
+            .first_u32()
+            .store(self.record.generation.get(), Ordering::Release);
+        self.connection.ask_again()?;
+        // What comes again does not come in its order, but before everything new.
+        let mut requests = BTreeMap::new();
+        let mut others = Vec::new();
+        let mut openers = BTreeSet::new();
+        let connection = Arc::clone(&self.connection);
+        while let Received::Request(request) = connection.receive(buffer)? {
+            match request.operation {
+                Operation::Interrupt { .. } | Operation::Forget => {
+                    others.push(request.bytes.to_vec());
+                }
+                operation => {
+                    if matches!(operation, Operation::Open { .. }) {
+                        openers.insert(request.unique.identity());
+                    }
+                    let is_last = !request.unique.is_resent();
+                    requests.insert(request.unique.identity(), request.bytes.to_vec());
+                    if is_last {
+                        break;
+                    }
+                }
+            }
+        }
+        if let Some(handle) = self.state.opening() {
+            let slot = self
+                .state
+                .find(handle)
+                .and_then(|index| self.state.at(index));
+            if slot.is_some_and(|slot| !openers.contains(&slot.opened_by)) {
+                let now = clock::now();
+                self.doubt = Some((handle, now + DOUBT, now));
+            }
+            self.state.set_opening(None);
+        }
+        tracing::debug!(
+            instance = self.settings.name,
+            requests = requests.len(),
+            "took over"
+        );
+        if self.state.mapping() == Mapping::Store {
+            self.renew(announcer);
+        }
+        for bytes in requests.values().chain(&others) {
+            if let Ok(request) = Request::parse(bytes) {
+                self.handle(&request, announcer, backends);
+            }
+        }
+        if !self.is_renewing() {
+            self.notify_pollers();
+        }
+        Ok(())
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.settings.name
+    }
+
+    /// Where its folder is mounted.
+    pub fn path(&self) -> &Path {
+        &self.settings.path
+    }
+
+    /// What it was asked to be.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The device that requests come from.
+    pub fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
+    /// Whether kernel and daemon have agreed on how to talk.
+    pub fn agreement(&self) -> &Agreement {
+        &self.agreement
+    }
+
+    /// Its accounts.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Its state.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The page that programs map.
+    pub fn page(&self) -> &Storage {
+        &self.page
+    }
+
+    /// How many watchers it has.
+    pub fn watchers(&self) -> usize {
+        self.watchers.len() - self.free.len()
+    }
+
+    /// What is stored with each change.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Whether a renewal of the page is under way.
+    pub fn is_renewing(&self) -> bool {
+        self.renewals > 0
+    }
+
+    /// Stores something of the record that is no change of the generation.
+    pub fn note(&mut self, change: impl FnOnce(&mut Record)) {
+        let mut record = self.record;
+        change(&mut record);
+        if record != self.record {
+            self.record = record;
+            self.state.commit(&record);
+        }
+    }
+
+    /// Other people may open the nodes now.
+    pub fn set_access(&mut self, access: [node::Access; 2]) {
+        if access != self.settings.access {
+            self.settings.access = access;
+            for inode in node::NODES {
+                self.connection.notify_attributes(inode);
+            }
+        }
+    }
+
+    /// A backend or a parent noticed a change. `note` is stored with it, all at once.
+    pub fn bump(&mut self, announcer: &Announcer, note: impl FnOnce(&mut Record)) {
+        let change = self.registry.bump();
+        self.carry_out(change, announcer, note);
+    }
+
+    fn carry_out(&mut self, change: Change, announcer: &Announcer, note: impl FnOnce(&mut Record)) {
+        let epoch = self.registry.epoch();
+        self.record.epoch = epoch;
+        self.record.generation = change.generation;
+        note(&mut self.record);
+        self.state.set_time(epoch, clock::now());
+        self.state.commit(&self.record);
+        self.page
+            .first_u32()
+            .store(change.generation.get(), Ordering::Release);
+        fault::point();
+        if self.state.mapping() == Mapping::Store {
+            self.renew(announcer);
+        } else {
+            self.wake_everybody();
+        }
+    }
+
+    /// Has the kernel's copies of the page renewed.
+    fn renew(&mut self, announcer: &Announcer) {
+        self.renewals += 1;
+        announcer.announce(
+            &self.connection,
+            &self.settings.name,
+            self.registry.generation(),
+        );
+    }
+
+    /// A renewal is done: whoever was put off gets an answer.
+    pub fn renewed(&mut self, announcer: &Announcer, backends: &[report::Backend]) {
+        self.renewals = self.renewals.saturating_sub(1);
+        if self.is_renewing() {
+            return;
+        }
+        for trigger in std::mem::take(&mut self.triggers) {
+            self.answer_ioctl(trigger, 0);
+        }
+        self.wake_everybody();
+        for bytes in std::mem::take(&mut self.deferred) {
+            if let Ok(request) = Request::parse(&bytes) {
+                self.handle(&request, announcer, backends);
+            }
+        }
+    }
+
+    /// Everybody's answer has changed: a watcher is outdated now, whatever it did before.
+    fn wake_everybody(&mut self) {
+        self.deadlines.clear();
+        for (_, sleeper) in std::mem::take(&mut self.sleepers) {
+            self.answer_sleeper(sleeper, Patience::Sleep);
+        }
+        fault::point();
+        self.notify_pollers();
+    }
+
+    fn notify_pollers(&self) {
+        for (index, watcher) in self.watchers.iter().enumerate() {
+            let outdated = watcher
+                .as_ref()
+                .is_some_and(|watcher| self.registry.poll(watcher));
+            if outdated && let Some(kernel_handle) = self.state.polled_as(index) {
+                self.connection.notify_poll(kernel_handle);
+            }
+        }
+    }
+
+    /// The last outdated watcher has gone or acknowledged, perhaps.
+    fn wake(&mut self, wake: Wake) {
+        if wake == Wake::Nobody {
+            return;
+        }
+        let waiters: Vec<u64> = self
+            .sleepers
+            .iter()
+            .filter(|(_, sleeper)| matches!(sleeper, Sleeper::Wait(..)))
+            .map(|(identity, _)| *identity)
+            .collect();
+        for identity in waiters {
+            self.wake_sleeper(identity, Patience::Sleep);
+        }
+    }
+
+    /// Asks the core again about one that sleeps.
+    fn wake_sleeper(&mut self, identity: u64, patience: Patience) {
+        let Some(sleeper) = self.sleepers.remove(&identity) else {
+            return;
+        };
+        if let Sleeper::Wait(_, _, Some(deadline)) = sleeper {
+            self.deadlines.remove(&(deadline, identity));
+        }
+        self.answer_sleeper(sleeper, patience);
+    }
+
+    fn answer_sleeper(&mut self, sleeper: Sleeper, patience: Patience) {
+        let (Sleeper::Read(unique, handle) | Sleeper::Wait(unique, handle, _)) = sleeper;
+        let Some(watcher) = self
+            .state
+            .find(handle)
+            .and_then(|index| self.watchers[index].as_ref())
+        else {
+            self.connection.refuse(unique, Errno::BADF);
+            return;
+        };
+        match sleeper {
+            Sleeper::Read(..) => {
+                match self
+                    .registry
+                    .read(watcher, sysgenid_core::abi::GENERATION_SIZE, patience)
+                {
+                    Ok(Read::Sleep) => self.sleep(sleeper),
+                    answer => self.answer_read(unique, answer),
+                }
+            }
+            Sleeper::Wait(..) => match self.registry.wait(watcher, patience) {
+                Ok(Wait::Sleep) => self.sleep(sleeper),
+                answer => self.answer_wait(unique, answer),
+            },
+        }
+    }
+
+    fn sleep(&mut self, sleeper: Sleeper) {
+        let (Sleeper::Read(unique, _) | Sleeper::Wait(unique, _, _)) = sleeper;
+        if let Sleeper::Wait(_, _, Some(deadline)) = sleeper {
+            self.deadlines.insert((deadline, unique.identity()));
+        }
+        self.sleepers.insert(unique.identity(), sleeper);
+    }
+
+    fn answer_read(&self, unique: Unique, answer: Result<Read, Error>) {
+        match answer {
+            Ok(Read::Generation(generation)) => {
+                self.connection
+                    .answer_bytes(unique, &generation.to_ne_bytes());
+            }
+            // A sleeper is not answered.
+            Ok(Read::Empty | Read::Sleep) => self.connection.answer_bytes(unique, &[]),
+            Err(error) => self.connection.refuse(unique, errno(error)),
+        }
+    }
+
+    fn answer_wait(&self, unique: Unique, answer: Result<Wait, Error>) {
+        match answer {
+            Ok(_) => self.answer_ioctl(unique, 0),
+            Err(error) => self.connection.refuse(unique, errno(error)),
+        }
+    }
+
+    fn answer_ioctl(&self, unique: Unique, result: i32) {
+        let answer = wire::IoctlOut {
+            result,
+            flags: 0,
+            in_iovs: 0,
+            out_iovs: 0,
+        };
+        self.connection.answer(unique, &answer);
+    }
+
+    /// The next moment at which [`time_passed`](Self::time_passed) has something to do.
+    pub fn next_deadline(&self) -> Option<u64> {
+        let wait = self.deadlines.first().map(|(deadline, _)| *deadline);
+        let doubt = self.doubt.map(|(_, _, next)| next);
+        match (wait, doubt) {
+            (Some(wait), Some(doubt)) => Some(wait.min(doubt)),
+            (wait, doubt) => wait.or(doubt),
+        }
+    }
+
+    /// Ends the waits whose time has run out.
+    pub fn time_passed(&mut self, now: u64) {
+        while let Some(&(deadline, identity)) = self.deadlines.first()
+            && deadline <= now
+        {
+            self.deadlines.pop_first();
+            self.wake_sleeper(identity, Patience::TimeOut);
+        }
+        if self.doubt.is_some_and(|(_, _, next)| next <= now) {
+            self.settle_doubt(now);
+        }
+    }
+
+    /// Whether the opener of a watcher ever heard of it is unclear only if the daemon died between the
+    /// answer and its next instruction, or the opener was killed before its request came again. In the
+    /// latter case it is about to be gone.
+    fn settle_doubt(&mut self, now: u64) {
+        let Some((handle, until, _)) = self.doubt.take() else {
+            return;
+        };
+        let Some(slot) = self
+            .state
+            .find(handle)
+            .and_then(|index| self.state.at(index))
+        else {
+            return;
+        };
+        if slot.opener.pid != 0 && process::is_gone(slot.opener.pid) {
+            self.close(handle);
+        } else if now < until {
+            self.doubt = Some((handle, until, now + DOUBT_STEP));
+        }
+    }
+
+    /// Answers one request, or puts it to sleep.
+    pub fn handle(
+        &mut self,
+        request: &Request<'_>,
+        announcer: &Announcer,
+        backends: &[report::Backend],
+    ) {
+        let unique = request.unique;
+        if self.is_renewing()
+            && !matches!(
+                request.operation,
+                Operation::Read {
+                    fills_page: true,
+                    ..
+                }
+            )
+        {
+            self.deferred.push(request.bytes.to_vec());
+            return;
+        }
+        match request.operation {
+            Operation::Init(init) => self.init(unique, &init),
+            Operation::Lookup { name } => self.look_up(unique, request.inode, name),
+            Operation::GetAttributes => match self.attributes(request.inode) {
+                Some(attr) => self.connection.answer(unique, &attributes_answer(attr)),
+                None => self.connection.refuse(unique, Errno::NOENT),
+            },
+            Operation::StatFileSystem => self.connection.answer(
+                unique,
+                &wire::StatfsOut {
+                    bsize: 4096,
+                    frsize: 4096,
+                    namelen: 255,
+                    ..wire::StatfsOut::default()
+                },
+            ),
+            Operation::Open { flags } => match File::at(request.inode) {
+                Some(File::Node(node)) => self.open(request, node, flags),
+                Some(_) => self.open_report(unique, flags),
+                None => self.connection.refuse(unique, Errno::NOENT),
+            },
+            Operation::Read {
+                handle,
+                offset,
+                size,
+                flags,
+                fills_page,
+            } => match File::at(request.inode) {
+                Some(File::Node(_)) if fills_page => self.fill_page(unique, offset, size),
+                Some(File::Node(_)) => self.read(unique, Handle::new(handle), size, flags),
+                Some(file) => {
+                    let connection = Arc::clone(&self.connection);
+                    let text = self.report(file, handle, offset, backends);
+                    connection.answer_bytes(unique, part(text, offset, size));
+                }
+                None => self.connection.refuse(unique, Errno::NOENT),
+            },
+            Operation::Write { handle, data } => self.write(unique, Handle::new(handle), data),
+            Operation::Release { handle } => {
+                self.reports.remove(&handle);
+                self.close(Handle::new(handle));
+                self.connection.answer_bytes(unique, &[]);
+            }
+            Operation::Ioctl {
+                handle,
+                request: number,
+                argument,
+            } => {
+                let result = Ioctl::decode(number, argument);
+                self.ioctl(request, Handle::new(handle), result, announcer);
+            }
+            Operation::Poll {
+                handle,
+                kernel_handle,
+                notify,
+            } => self.poll(unique, Handle::new(handle), kernel_handle, notify),
+            Operation::OpenFolder => self.connection.answer(
+                unique,
+                &wire::OpenOut {
+                    fh: 0,
+                    open_flags: 0,
+                    backing_id: 0,
+                },
+            ),
+            Operation::ReadFolder { offset, size } => self.read_folder(unique, offset, size),
+            Operation::ReleaseFolder => self.connection.answer_bytes(unique, &[]),
+            Operation::Interrupt { target } => {
+                self.wake_sleeper(target.identity(), Patience::Signal);
+            }
+            Operation::Forget => {}
+            Operation::Destroy => self.connection.answer_bytes(unique, &[]),
+            Operation::SetAttributes { changes_access } if !changes_access => {
+                // Opened with O_TRUNC, or touched: to a device that means nothing, and is no error.
+                match self.attributes(request.inode) {
+                    Some(attr) => self.connection.answer(unique, &attributes_answer(attr)),
+                    None => self.connection.refuse(unique, Errno::NOENT),
+                }
+            }
+            Operation::SetAttributes { .. } | Operation::Change => {
+                self.connection.refuse(unique, Errno::PERM);
+            }
+            // The kernel then does without, and asks no more.
+            Operation::Other(_) => self.connection.refuse(unique, Errno::NOSYS),
+        }
+    }
+
+    fn init(&mut self, unique: Unique, init: &wire::InitIn) {
+        let offered = u64::from(init.flags) | u64::from(init.flags2) << 32;
+        let agreed = offered & WANTED;
+        if init.major != wire::MAJOR || init.minor < wire::MINOR || agreed & flag::HAS_RESEND == 0 {
+            self.agreement = Agreement::Impossible(format!(
+                "the kernel is too old: it speaks FUSE {}.{}, and sysgenidd needs {}.{}, which Linux \
+                 6.9 and newer have",
+                init.major,
+                init.minor,
+                wire::MAJOR,
+                wire::MINOR
+            ));
+            self.connection.refuse(unique, Errno::PROTO);
+            return;
+        }
+        // Only whole halves are taken.
+        #[allow(clippy::cast_possible_truncation)]
+        let (flags, flags2) = (agreed as u32, (agreed >> 32) as u32);
+        let answer = wire::InitOut {
+            major: wire::MAJOR,
+            minor: wire::MINOR,
+            max_readahead: 0,
+            flags,
+            // Closing is a request that nobody waits for, and many programs may end at once.
+            max_background: u16::MAX,
+            congestion_threshold: u16::MAX,
+            max_write: 4096,
+            time_gran: 1,
+            max_pages: 1,
+            map_alignment: 0,
+            flags2,
+            max_stack_depth: 1,
+            request_timeout: 0,
+            unused: [0; 11],
+        };
+        self.connection.answer(unique, &answer);
+        self.settle_mapping();
+        self.agreement = Agreement::Reached;
+    }
+
+    /// Agrees with the kernel on how mappings get the page, if that has not been done.
+    fn settle_mapping(&self) -> Mapping {
+        let settled = self.state.mapping();
+        if settled != Mapping::Unsettled {
+            return settled;
+        }
+        let mapping = if self.settings.passthrough {
+            match self.connection.open_backing(self.page.as_fd()) {
+                Ok(id) => Mapping::Passthrough(id),
+                Err(errno) => {
+                    tracing::warn!(
+                        instance = self.settings.name,
+                        "the kernel cannot pass mappings through ({errno}); it keeps a copy of the \
+                         page, which is renewed at each change"
+                    );
+                    Mapping::Store
+                }
+            }
+        } else {
+            Mapping::Store
+        };
+        self.state.set_mapping(mapping);
+        mapping
+    }
+
+    fn attributes(&self, inode: u64) -> Option<wire::Attr> {
+        if inode == node::ROOT {
+            return Some(node::folder_attributes());
+        }
+        let file = File::at(inode)?;
+        let [sysgenid, vmgenid] = self.settings.access;
+        let access = match file {
+            File::Node(Node::Vmgenid) => vmgenid,
+            _ => sysgenid,
+        };
+        Some(node::attributes(file, access))
+    }
+
+    fn look_up(&self, unique: Unique, folder: u64, name: &[u8]) {
+        let found = File::named(name)
+            .filter(|_| folder == node::ROOT)
+            .and_then(|file| Some((file, self.attributes(file.inode())?)));
+        match found {
+            Some((file, attr)) => self.connection.answer(
+                unique,
+                &wire::EntryOut {
+                    nodeid: file.inode(),
+                    entry_valid: VALID,
+                    attr_valid: VALID,
+                    attr,
+                    ..wire::EntryOut::default()
+                },
+            ),
+            None => self.connection.refuse(unique, Errno::NOENT),
+        }
+    }
+
+    fn open(&mut self, request: &Request<'_>, node: Node, flags: u32) {
+        let unique = request.unique;
+        let (open_flags, backing_id) = match self.settle_mapping() {
+            Mapping::Passthrough(id) => (OPEN_FLAGS | fopen::PASSTHROUGH, id.get()),
+            // Without a file position, threads could share a descriptor with nothing between them; the
+            // kernel does not allow that together with passthrough.
+            Mapping::Store | Mapping::Unsettled => (OPEN_FLAGS | fopen::STREAM, 0),
+        };
+        // The request may have been carried out by a process that died before it could say so.
+        let index = self
+            .reopened(unique)
+            .map_or_else(|| self.add_watcher(request, node, flags), Ok);
+        let handle = match index {
+            Ok(handle) => handle,
+            Err(errno) => {
+                self.connection.refuse(unique, errno);
+                return;
+            }
+        };
+        self.connection.answer(
+            unique,
+            &wire::OpenOut {
+                fh: handle.raw(),
+                open_flags,
+                backing_id,
+            },
+        );
+        fault::point();
+        self.state.set_opening(None);
+    }
+
+    fn reopened(&self, unique: Unique) -> Option<Handle> {
+        if !unique.is_resent() {
+            return None;
+        }
+        (0..self.state.slots())
+            .filter_map(|index| self.state.at(index))
+            .find(|slot| slot.opened_by == unique.identity())
+            .map(|slot| slot.handle)
+    }
+
+    fn add_watcher(&mut self, request: &Request<'_>, node: Node, flags: u32) -> io::Result<Handle> {
+        let access = if flags & OFlags::ACCMODE.bits() == OFlags::RDONLY.bits() {
+            Access::ReadOnly
+        } else {
+            Access::ReadWrite
+        };
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None => {
+                let index = self.state.add_slot()?;
+                self.watchers.push(None);
+                index
+            }
+        };
+        let handle = self.state.new_handle(index);
+        let watcher = self.registry.open(node, access);
+        self.state.set_opening(Some(handle));
+        self.state.fill(&Slot {
+            handle,
+            opened_by: request.unique.identity(),
+            node,
+            watcher: watcher.record(),
+            opener: process::opener(request.tid),
+            polled_as: None,
+            wait: (0, 0),
+        });
+        self.watchers[index] = Some(watcher);
+        Ok(handle)
+    }
+
+    fn close(&mut self, handle: Handle) {
+        let Some(index) = self.state.find(handle) else {
+            return;
+        };
+        self.state.free(index);
+        if let Some(mut watcher) = self.watchers[index].take() {
+            self.free.push(index);
+            let wake = self.registry.close(&mut watcher);
+            self.wake(wake);
+        }
+    }
+
+    fn read(&mut self, unique: Unique, handle: Handle, size: u32, flags: u32) {
+        let Some(watcher) = self.watcher(handle) else {
+            self.connection.refuse(unique, Errno::BADF);
+            return;
+        };
+        let patience = if flags & OFlags::NONBLOCK.bits() == 0 {
+            Patience::Sleep
+        } else {
+            Patience::None
+        };
+        let length = usize::try_from(size).unwrap_or(usize::MAX);
+        match self.registry.read(watcher, length, patience) {
+            Ok(Read::Sleep) => self.sleep(Sleeper::Read(unique, handle)),
+            answer => self.answer_read(unique, answer),
+        }
+    }
+
+    fn fill_page(&self, unique: Unique, offset: u64, size: u32) {
+        let page = announcer::page(self.registry.generation());
+        self.connection
+            .answer_bytes(unique, part(&page, offset, size));
+    }
+
+    fn write(&mut self, unique: Unique, handle: Handle, data: &[u8]) {
+        let answer = self.change_watcher(handle, |registry, watcher| registry.write(watcher, data));
+        match answer {
+            Ok(wake) => {
+                let size = u32::try_from(data.len()).unwrap_or(0);
+                self.connection
+                    .answer(unique, &wire::WriteOut { size, padding: 0 });
+                self.wake(wake);
+            }
+            Err(errno) => self.connection.refuse(unique, errno),
+        }
+    }
+
+    fn ioctl(
+        &mut self,
+        request: &Request<'_>,
+        handle: Handle,
+        ioctl: Result<Ioctl, Error>,
+        announcer: &Announcer,
+    ) {
+        let unique = request.unique;
+        let ioctl = match ioctl {
+            Ok(ioctl) => ioctl,
+            Err(error) => {
+                self.connection.refuse(unique, errno(error));
+                return;
+            }
+        };
+        if self.state.find(handle).is_none() {
+            // It is a report's, or of a folder.
+            self.connection.refuse(unique, Errno::NOTTY);
+            return;
+        }
+        match ioctl {
+            Ioctl::CountOutdatedWatchers => {
+                let count = i32::try_from(self.registry.outdated_watchers()).unwrap_or(i32::MAX);
+                self.answer_ioctl(unique, count);
+            }
+            Ioctl::WaitWatchers(timeout) => self.wait(unique, handle, timeout),
+            Ioctl::SetTracking(tracked) => {
+                let answer = self.change_watcher(handle, |registry, watcher| {
+                    registry.set_tracking(watcher, tracked)
+                });
+                match answer {
+                    Ok(wake) => {
+                        self.answer_ioctl(unique, 0);
+                        self.wake(wake);
+                    }
+                    Err(errno) => self.connection.refuse(unique, errno),
+                }
+            }
+            Ioctl::Trigger { .. } if self.record.trigger == unique.identity() => {
+                self.answer_ioctl(unique, 0);
+            }
+            Ioctl::Trigger { minimum } => {
+                let capable = self.settings.owner.judges_capable(request.tid);
+                match self.registry.trigger(capable, minimum) {
+                    Ok(change) => {
+                        self.carry_out(change, announcer, |record| {
+                            record.trigger = unique.identity();
+                        });
+                        if self.is_renewing() {
+                            self.triggers.push(unique);
+                        } else {
+                            self.answer_ioctl(unique, 0);
+                        }
+                    }
+                    Err(error) => self.connection.refuse(unique, errno(error)),
+                }
+            }
+        }
+    }
+
+    fn wait(&mut self, unique: Unique, handle: Handle, timeout: sysgenid_core::Timeout) {
+        let Some(index) = self.state.find(handle) else {
+            self.connection.refuse(unique, Errno::BADF);
+            return;
+        };
+        let Some(watcher) = &self.watchers[index] else {
+            self.connection.refuse(unique, Errno::BADF);
+            return;
+        };
+        match self.registry.wait(watcher, Patience::Sleep) {
+            Ok(Wait::Sleep) => {
+                // The time that passed under another process counts.
+                let (request, kept) = self.state.wait(index);
+                let deadline = if unique.is_resent() && request == unique.identity() {
+                    kept
+                } else {
+                    let deadline = timeout.nanoseconds().map_or(u64::MAX, |nanoseconds| {
+                        clock::now().saturating_add(nanoseconds.unsigned_abs())
+                    });
+                    self.state.set_wait(index, unique.identity(), deadline);
+                    deadline
+                };
+                let deadline = (deadline != u64::MAX).then_some(deadline);
+                self.sleep(Sleeper::Wait(unique, handle, deadline));
+            }
+            answer => self.answer_wait(unique, answer),
+        }
+    }
+
+    fn poll(&mut self, unique: Unique, handle: Handle, kernel_handle: u64, notify: bool) {
+        let Some(index) = self.state.find(handle) else {
+            // A report can always be read.
+            let answer = wire::PollOut {
+                revents: READABLE,
+                padding: 0,
+            };
+            self.connection.answer(unique, &answer);
+            return;
+        };
+        if notify {
+            self.state.set_polled_as(index, kernel_handle);
+        }
+        let outdated = self.watchers[index]
+            .as_ref()
+            .is_some_and(|watcher| self.registry.poll(watcher));
+        let answer = wire::PollOut {
+            revents: if outdated { READABLE } else { 0 },
+            padding: 0,
+        };
+        self.connection.answer(unique, &answer);
+    }
+
+    fn watcher(&self, handle: Handle) -> Option<&Watcher> {
+        self.watchers[self.state.find(handle)?].as_ref()
+    }
+
+    /// Changes a watcher, and stores what became of it.
+    fn change_watcher(
+        &mut self,
+        handle: Handle,
+        change: impl FnOnce(&mut Registry, &mut Watcher) -> Result<Wake, Error>,
+    ) -> Result<Wake, Errno> {
+        let index = self.state.find(handle).ok_or(Errno::BADF)?;
+        let watcher = self.watchers[index].as_mut().ok_or(Errno::BADF)?;
+        let wake = change(&mut self.registry, watcher).map_err(errno)?;
+        self.state.set_watcher(index, watcher.record());
+        Ok(wake)
+    }
+
+    fn open_report(&self, unique: Unique, flags: u32) {
+        if flags & OFlags::ACCMODE.bits() != OFlags::RDONLY.bits() {
+            self.connection.refuse(unique, Errno::ACCESS);
+            return;
+        }
+        let answer = wire::OpenOut {
+            fh: REPORT | self.state.new_handle(0).raw(),
+            open_flags: fopen::DIRECT_IO | fopen::NOFLUSH,
+            backing_id: 0,
+        };
+        self.connection.answer(unique, &answer);
+    }
+
+    /// The text of a file, as it was when its reading began.
+    fn report(
+        &mut self,
+        file: File,
+        handle: u64,
+        offset: u64,
+        backends: &[report::Backend],
+    ) -> &[u8] {
+        if offset == 0 || !self.reports.contains_key(&handle) {
+            let text = match file {
+                File::Node(_) => String::new(),
+                File::Watchers => report::watchers(self),
+                File::Status => report::status(self, backends),
+                File::Metrics => report::metrics(self, backends),
+            };
+            self.reports.insert(handle, text.into_bytes());
+        }
+        &self.reports[&handle]
+    }
+
+    fn read_folder(&self, unique: Unique, offset: u64, size: u32) {
+        let dots = [(node::ROOT, 4, "."), (node::ROOT, 4, "..")];
+        let files = File::ALL.map(|file| (file.inode(), 8, file.name()));
+        let mut entries = Vec::new();
+        let first = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (index, (ino, kind, name)) in dots.into_iter().chain(files).enumerate().skip(first) {
+            let padding = name.len().next_multiple_of(8) - name.len();
+            let header = wire::Dirent {
+                ino,
+                off: u64::try_from(index + 1).unwrap_or(u64::MAX),
+                namelen: u32::try_from(name.len()).unwrap_or(0),
+                kind,
+            };
+            let length = size_of_val(&header) + name.len() + padding;
+            if entries.len() + length > usize::try_from(size).unwrap_or(usize::MAX) {
+                break;
+            }
+            entries.extend_from_slice(header.as_bytes());
+            entries.extend_from_slice(name.as_bytes());
+            entries.extend_from_slice(&[0; 8][..padding]);
+        }
+        self.connection.answer_bytes(unique, &entries);
+    }
+
+    /// Ends the instance: everybody who sleeps gets an error, and the folder is unmounted. When the
+    /// connection is closed, here and wherever it is kept, so does everybody who comes later.
+    pub fn stop(mut self) {
+        let sleepers = std::mem::take(&mut self.sleepers);
+        for (_, Sleeper::Read(unique, _) | Sleeper::Wait(unique, _, _)) in sleepers {
+            self.connection.refuse(unique, Errno::NODEV);
+        }
+        for bytes in std::mem::take(&mut self.deferred) {
+            if let Ok(request) = Request::parse(&bytes) {
+                self.connection.refuse(request.unique, Errno::NODEV);
+            }
+        }
+        if let Err(errno) = Connection::unmount(&self.settings.path) {
+            tracing::warn!(
+                "{} cannot be unmounted: {errno}",
+                self.settings.path.display()
+            );
+        }
+        // The mount point is ours; if something else is in it, it stays.
+        let _ = std::fs::remove_dir(&self.settings.path);
+    }
+
+    /// The watchers, for people to read.
+    pub fn slots(&self) -> impl Iterator<Item = Slot> {
+        (0..self.state.slots()).filter_map(|index| self.state.at(index))
+    }
+
+    /// When a change happened, in nanoseconds of the monotonic clock.
+    pub fn time(&self, epoch: Epoch) -> u64 {
+        self.state.time(epoch, self.registry.epoch())
+    }
+
+    /// The generation.
+    pub fn generation(&self) -> Generation {
+        self.registry.generation()
+    }
+}
+
+fn attributes_answer(attr: wire::Attr) -> wire::AttrOut {
+    wire::AttrOut {
+        attr_valid: VALID,
+        attr,
+        ..wire::AttrOut::default()
+    }
+}
+
+/// What a read of `size` bytes at `offset` returns.
+fn part(bytes: &[u8], offset: u64, size: u32) -> &[u8] {
+    let start = usize::try_from(offset).map_or(bytes.len(), |offset| offset.min(bytes.len()));
+    let size = usize::try_from(size).unwrap_or(usize::MAX);
+    &bytes[start..bytes.len().min(start.saturating_add(size))]
+}

@@ -1,0 +1,942 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! `--supervise`: a service manager for one service, where init keeps no descriptors.
+//!
+//! It runs the daemon as its child, holds what that keeps, starts it again when it ends, and hands
+//! over what it holds. It speaks systemd's protocol (`FDSTORE=1`, `FDSTOREREMOVE=1`, `BARRIER=1`,
+//! `READY=1`) over a pair of sockets that nobody else can reach. It waits in one `poll` without a
+//! time-out.
+//!
+//! Where the daemon cannot be kept running it gives up in order: closing the last copy of a FUSE
+//! connection aborts it, so that no caller is left in a call that cannot be killed.
+
+use std::collections::BTreeMap;
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::io;
+use std::io::IoSliceMut;
+use std::io::Read as _;
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::os::fd::AsRawFd as _;
+use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::Child;
+use std::process::Command;
+use std::process::ExitStatus;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
+
+use rustix::event::PollFd;
+use rustix::event::PollFlags;
+use rustix::event::Timespec;
+use rustix::io::Errno;
+use rustix::io::FdFlags;
+use rustix::net::AddressFamily;
+use rustix::net::RecvAncillaryBuffer;
+use rustix::net::RecvAncillaryMessage;
+use rustix::net::RecvFlags;
+use rustix::net::SocketFlags;
+use rustix::net::SocketType;
+use rustix::process::Pid;
+use rustix::process::PidfdFlags;
+use rustix::process::Resource;
+use rustix::process::Signal;
+use signal_hook::consts::SIGHUP;
+use signal_hook::consts::SIGINT;
+use signal_hook::consts::SIGQUIT;
+use signal_hook::consts::SIGTERM;
+use signal_hook::consts::SIGUSR1;
+
+use crate::control;
+use crate::mounts;
+use crate::publish;
+use crate::service;
+use crate::service::Manager;
+use crate::store;
+use crate::store::Handover;
+
+/// Exits within this time count towards the restart limit.
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// How long the daemon may take to end when it is told to.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why the daemon does not run any more, or cannot.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The program cannot be run.
+    #[error("cannot run {}: {source}; is it still installed?", program.display())]
+    Spawn {
+        /// The program.
+        program: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The daemon ended before it served anything; it has said why.
+    #[error("the daemon did not start ({0}); see its message above")]
+    Start(ExitStatus),
+    /// The daemon does not stay.
+    #[error(
+        "the daemon ended {exits} times within {} s, at last with {status}; gave up, and aborted every connection: programs get errors from their nodes now. See its messages above, then start it again",
+        WINDOW.as_secs()
+    )]
+    CrashLoop {
+        /// How often it ended.
+        exits: usize,
+        /// How it ended.
+        status: ExitStatus,
+    },
+    /// A system call failed without which nothing can be supervised.
+    #[error("cannot supervise: {doing}: {source}")]
+    System {
+        /// What was tried.
+        doing: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// An outer service manager is described wrongly.
+    #[error(transparent)]
+    Manager(#[from] service::Error),
+    /// This supervisor is described wrongly to its child.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+fn failed<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> Error {
+    move |error| Error::System {
+        doing,
+        source: error.into(),
+    }
+}
+
+/// What to run, and what to tidy up after it.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The daemon; looked up anew at each start, so that an upgrade takes effect.
+    pub program: PathBuf,
+    /// Its arguments, without `--supervise`.
+    pub arguments: Vec<OsString>,
+    /// Where the instances are mounted.
+    pub directory: PathBuf,
+    /// Where the links to the host's nodes are, `/dev`.
+    pub devices: PathBuf,
+    /// How often the daemon may end within ten seconds.
+    pub restart_limit: usize,
+}
+
+/// The program that this process runs, at the path where an upgrade would put its successor.
+///
+/// # Errors
+///
+/// [`Error::System`] where `/proc` is not mounted.
+pub fn program() -> Result<PathBuf, Error> {
+    let path = std::env::current_exe().map_err(failed("find the program of this process"))?;
+    Ok(without_deleted(path))
+}
+
+/// The kernel marks a program whose file was replaced.
+fn without_deleted(path: PathBuf) -> PathBuf {
+    match path.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
+        Some(original) => PathBuf::from(OsString::from_vec(original.to_vec())),
+        None => path,
+    }
+}
+
+/// Makes the kernel send `SIGINT` to this process when its supervisor dies: without the store it
+/// could not be restarted, so it had better end cleanly. Returns whether there is a supervisor.
+///
+/// To be called in the main thread once `SIGINT` is handled. Without a supervisor, does nothing.
+///
+/// # Errors
+///
+/// [`Error::System`] and [`Error::Store`].
+pub fn stop_with_supervisor() -> Result<bool, Error> {
+    if Handover::from_environment()?.is_none() {
+        return Ok(false);
+    }
+    rustix::process::set_parent_process_death_signal(Some(Signal::INT))
+        .map_err(failed("ask for a signal at the supervisor's death"))?;
+    // It may have died just before.
+    if Handover::from_environment()?.is_none() {
+        rustix::process::kill_process(rustix::process::getpid(), Signal::INT)
+            .map_err(failed("stop after the supervisor's death"))?;
+    }
+    Ok(true)
+}
+
+/// Runs the daemon until it is told to stop, or does not stay.
+///
+/// `SIGTERM`, `SIGINT` and `SIGQUIT` stop it cleanly, `SIGHUP` is passed on, and `SIGUSR1` restarts it
+/// without a loss, for an upgrade.
+///
+/// # Errors
+///
+/// Any [`Error`]; the daemon is not running then, and no mount and no link is left.
+pub fn run(options: &Options) -> Result<(), Error> {
+    let signals = Signals::register()?;
+    let manager = Manager::from_environment()?;
+    raise_descriptor_limit();
+    let mut kept = Kept::default();
+    let outcome = keep_running(options, &signals, &manager, &mut kept);
+    // In this order: nothing that is left can be stuck in a connection that is aborted.
+    drop(kept);
+    clean_up(options);
+    outcome
+}
+
+/// What the daemon keeps, by name. Unlike every other descriptor of this process these are inherited:
+/// the daemon is the only program that it ever runs.
+type Kept = BTreeMap<String, OwnedFd>;
+
+fn keep_running(
+    options: &Options,
+    signals: &Signals,
+    manager: &Manager,
+    kept: &mut Kept,
+) -> Result<(), Error> {
+    let mut exits = Exits::new(options.restart_limit);
+    let mut served = false;
+    loop {
+        let mut daemon = Daemon::start(options, kept)?;
+        let status = daemon.watch(signals, manager, kept)?;
+        served |= daemon.ready;
+        // A clean stop empties the store, and only that does.
+        if daemon.stopping || (status.success() && kept.is_empty()) {
+            return Ok(());
+        }
+        if !served && kept.is_empty() {
+            return Err(Error::Start(status));
+        }
+        if daemon.restarting {
+            tracing::info!("the daemon handed over ({status}); starting it again");
+            continue;
+        }
+        tracing::warn!("the daemon ended ({status}); starting it again");
+        if let Some(exits) = exits.too_many(Instant::now()) {
+            return Err(Error::CrashLoop { exits, status });
+        }
+    }
+}
+
+/// When the daemon ended, as far as it matters.
+struct Exits {
+    limit: usize,
+    recent: VecDeque<Instant>,
+}
+
+impl Exits {
+    fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            recent: VecDeque::new(),
+        }
+    }
+
+    /// Counts an exit, and returns the count if it is beyond the limit.
+    fn too_many(&mut self, now: Instant) -> Option<usize> {
+        self.recent.push_back(now);
+        while let Some(&first) = self.recent.front()
+            && now.duration_since(first) > WINDOW
+        {
+            self.recent.pop_front();
+        }
+        (self.recent.len() > self.limit).then_some(self.recent.len())
+    }
+}
+
+/// A daemon that runs.
+struct Daemon {
+    child: Child,
+    ended: OwnedFd,
+    /// Absent once the daemon has closed its end.
+    messages: Option<OwnedFd>,
+    ready: bool,
+    restarting: bool,
+    stopping: bool,
+    deadline: Option<Instant>,
+}
+
+impl Daemon {
+    fn start(options: &Options, kept: &Kept) -> Result<Self, Error> {
+        let (ours, theirs) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(failed("make a pair of sockets"))?;
+        rustix::io::fcntl_setfd(&theirs, FdFlags::empty())
+            .map_err(failed("pass on a descriptor"))?;
+        let handover = Handover {
+            supervisor: rustix::process::getpid().as_raw_nonzero().get(),
+            notify: theirs.as_raw_fd(),
+            fds: kept
+                .iter()
+                .map(|(name, fd)| (name.clone(), fd.as_raw_fd()))
+                .collect(),
+        };
+        let mut command = Command::new(&options.program);
+        command
+            .args(&options.arguments)
+            .env(Handover::VARIABLE, handover.to_string())
+            .stdin(Stdio::null())
+            // A terminal's interrupt is for the supervisor, which stops the daemon in its own way.
+            .process_group(0);
+        for variable in service::MANAGER_VARIABLES {
+            command.env_remove(variable);
+        }
+        let child = command.spawn().map_err(|source| Error::Spawn {
+            program: options.program.clone(),
+            source,
+        })?;
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        let ended = pid
+            .ok_or(Errno::SRCH)
+            .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()))
+            .map_err(failed("watch the daemon"))?;
+        Ok(Self {
+            child,
+            ended,
+            messages: Some(ours),
+            ready: false,
+            restarting: false,
+            stopping: false,
+            deadline: None,
+        })
+    }
+
+    /// Serves the daemon until it ends.
+    fn watch(
+        &mut self,
+        signals: &Signals,
+        manager: &Manager,
+        kept: &mut Kept,
+    ) -> Result<ExitStatus, Error> {
+        loop {
+            self.obey(signals);
+            let ended = self.wait(signals)?;
+            // What it sent before it ended comes first.
+            self.read_messages(manager, kept);
+            if ended {
+                return self.child.wait().map_err(failed("wait for the daemon"));
+            }
+        }
+    }
+
+    /// Waits for anything to happen, and returns whether the daemon has ended.
+    fn wait(&self, signals: &Signals) -> Result<bool, Error> {
+        let left = self
+            .deadline
+            .map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        let mut fds = vec![
+            PollFd::new(&self.ended, PollFlags::IN),
+            PollFd::new(&signals.wake, PollFlags::IN),
+        ];
+        if let Some(messages) = &self.messages {
+            fds.push(PollFd::new(messages, PollFlags::IN));
+        }
+        match rustix::event::poll(&mut fds, left.as_ref()) {
+            Ok(0) => {
+                tracing::warn!("the daemon does not end; killing it");
+                self.signal(Signal::KILL);
+                Ok(false)
+            }
+            Ok(_) => Ok(!fds[0].revents().is_empty()),
+            Err(Errno::INTR) => Ok(false),
+            Err(error) => Err(failed("wait")(error)),
+        }
+    }
+
+    /// Does what signals have asked for.
+    fn obey(&mut self, signals: &Signals) {
+        signals.drain();
+        if signals.stop.swap(false, Ordering::Relaxed) && !self.stopping {
+            self.stopping = true;
+            self.deadline = Some(Instant::now() + STOP_TIMEOUT);
+            self.signal(Signal::INT);
+        }
+        // A daemon that still starts might not handle these yet, and would die of them.
+        if !self.ready || self.stopping {
+            return;
+        }
+        if signals.reload.swap(false, Ordering::Relaxed) {
+            self.signal(Signal::HUP);
+        }
+        if signals.restart.swap(false, Ordering::Relaxed) && !self.restarting {
+            self.restarting = true;
+            self.deadline = Some(Instant::now() + STOP_TIMEOUT);
+            self.signal(Signal::TERM);
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        // That it has ended meanwhile is seen next.
+        if let Err(error) = rustix::process::pidfd_send_signal(&self.ended, signal)
+            && error != Errno::SRCH
+        {
+            tracing::error!("cannot send {signal:?} to the daemon: {error}");
+        }
+    }
+
+    fn read_messages(&mut self, manager: &Manager, kept: &mut Kept) {
+        while let Some(socket) = &self.messages {
+            match receive(socket.as_fd(), RecvFlags::DONTWAIT) {
+                Ok(Some((message, fds))) => {
+                    if apply(&message, fds, kept) && !self.ready {
+                        self.ready = true;
+                        if let Err(error) = manager.ready("supervising") {
+                            tracing::warn!("{error}");
+                        }
+                    }
+                }
+                Err(Errno::AGAIN) => return,
+                Err(Errno::INTR) => {}
+                Ok(None) => self.messages = None,
+                Err(error) => {
+                    tracing::error!("cannot read from the daemon: {error}");
+                    self.messages = None;
+                }
+            }
+        }
+    }
+}
+
+/// Does what a message says, and returns whether it says that the daemon is ready. What is not kept
+/// is closed, which is all that a `BARRIER=1` asks for.
+fn apply(message: &str, fds: Vec<OwnedFd>, kept: &mut Kept) -> bool {
+    let fields = service::assignments(message);
+    let name = fields.get("FDNAME").copied().unwrap_or_default();
+    if fields.get("FDSTORE") == Some(&"1") && store::check_name(name).is_ok() {
+        for fd in fds {
+            kept.insert(name.to_owned(), fd);
+        }
+    }
+    if fields.get("FDSTOREREMOVE") == Some(&"1") {
+        kept.remove(name);
+    }
+    fields.get("READY") == Some(&"1")
+}
+
+/// Receives one message and the inheritable descriptors that come with it; nothing once the sender
+/// has closed its end.
+pub(crate) fn receive(
+    socket: BorrowedFd<'_>,
+    flags: RecvFlags,
+) -> rustix::io::Result<Option<(String, Vec<OwnedFd>)>> {
+    let mut text = [0; 4096];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [IoSliceMut::new(&mut text)];
+    let received = rustix::net::recvmsg(socket, &mut parts, &mut control, flags)?;
+    let mut fds = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    let text = String::from_utf8_lossy(&text[..received.bytes]).into_owned();
+    Ok(Some((text, fds)))
+}
+
+/// The signals of this process, as flags, and a socket that wakes `poll`.
+struct Signals {
+    wake: UnixStream,
+    stop: Arc<AtomicBool>,
+    reload: Arc<AtomicBool>,
+    restart: Arc<AtomicBool>,
+}
+
+impl Signals {
+    fn register() -> Result<Self, Error> {
+        Self::try_register().map_err(failed("handle signals"))
+    }
+
+    fn try_register() -> io::Result<Self> {
+        let (wake, waker) = UnixStream::pair()?;
+        wake.set_nonblocking(true)?;
+        let signals = Self {
+            wake,
+            stop: Arc::default(),
+            reload: Arc::default(),
+            restart: Arc::default(),
+        };
+        let flags = [
+            (SIGTERM, &signals.stop),
+            (SIGINT, &signals.stop),
+            (SIGQUIT, &signals.stop),
+            (SIGHUP, &signals.reload),
+            (SIGUSR1, &signals.restart),
+        ];
+        for (signal, flag) in flags {
+            // Handlers run in the order of registration: the flag is set before `poll` wakes.
+            signal_hook::flag::register(signal, Arc::clone(flag))?;
+            signal_hook::low_level::pipe::register(signal, waker.try_clone()?)?;
+        }
+        Ok(signals)
+    }
+
+    /// Takes the bytes before the flags are looked at, so that a later signal wakes again.
+    fn drain(&self) {
+        let mut bytes = [0; 64];
+        while matches!((&self.wake).read(&mut bytes), Ok(1..)) {}
+    }
+}
+
+/// Each instance takes four descriptors here, and the child inherits the limit.
+fn raise_descriptor_limit() {
+    let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, limit) {
+        tracing::warn!("cannot raise the limit of open files: {error}");
+    }
+}
+
+/// Removes what a daemon that is gone has left in the file system.
+fn clean_up(options: &Options) {
+    mounts::clean(&options.directory, |_| false);
+    if let Err(error) = publish::unpublish(&options.directory, &options.devices) {
+        tracing::error!("{error}");
+    }
+    control::remove(&options.directory);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::BufRead as _;
+    use std::io::BufReader;
+    use std::io::Write as _;
+    use std::os::unix::net::UnixListener;
+    use std::path::Path;
+
+    use crate::fuse::FILE_SYSTEM_TYPE;
+    use crate::store::Store;
+
+    use super::*;
+
+    // The supervisor and the daemon under test are processes of this very program: each is one of
+    // the two ignored tests below, which do nothing unless they are told their part.
+    const STAGE: &str = "SYSGENIDD_TEST_STAGE";
+    const LIMIT: &str = "3";
+
+    fn part(name: &str) -> Vec<OsString> {
+        let test = format!("supervise::tests::{name}");
+        ["--exact", test.as_str(), "--ignored", "--nocapture", "-q"]
+            .map(OsString::from)
+            .to_vec()
+    }
+
+    #[test]
+    #[ignore = "the supervisor of other tests"]
+    fn part_supervisor() {
+        let Some(stage) = std::env::var_os(STAGE).map(PathBuf::from) else {
+            return;
+        };
+        let options = Options {
+            program: program().unwrap(),
+            arguments: part("part_daemon"),
+            directory: stage.join("run"),
+            devices: stage.join("dev"),
+            restart_limit: LIMIT.parse().unwrap(),
+        };
+        let code = match run(&options) {
+            Ok(()) => 0,
+            Err(error) => {
+                eprintln!("{error}");
+                1
+            }
+        };
+        std::process::exit(code);
+    }
+
+    /// Counts its starts in a file that it keeps, and does what the test tells it to.
+    #[test]
+    #[ignore = "the daemon of other tests"]
+    fn part_daemon() {
+        let Some(stage) = std::env::var_os(STAGE).map(PathBuf::from) else {
+            return;
+        };
+        let (interrupted, interrupt) = UnixStream::pair().unwrap();
+        signal_hook::low_level::pipe::register(SIGINT, interrupt).unwrap();
+        let (reloaded, reload) = UnixStream::pair().unwrap();
+        signal_hook::low_level::pipe::register(SIGHUP, reload).unwrap();
+        let (terminated, terminate) = UnixStream::pair().unwrap();
+        signal_hook::low_level::pipe::register(SIGTERM, terminate).unwrap();
+        let (store, mut inherited) = Store::take().unwrap();
+        assert!(store.is_present());
+        assert!(stop_with_supervisor().unwrap());
+
+        let mut talk = UnixStream::connect(stage.join("talk")).unwrap();
+        let mut orders = BufReader::new(talk.try_clone().unwrap());
+        let state = inherited.take("state/host").unwrap_or_else(|| {
+            let flags = rustix::fs::MemfdFlags::CLOEXEC;
+            let state = rustix::fs::memfd_create("state", flags).unwrap();
+            store.keep("state/host", state.as_fd()).unwrap();
+            state
+        });
+        let starts = rustix::fs::fstat(&state).unwrap().st_size + 1;
+        rustix::fs::ftruncate(&state, u64::try_from(starts).unwrap()).unwrap();
+        writeln!(talk, "start {starts} of {}", std::process::id()).unwrap();
+        let mut order = String::new();
+        orders.read_line(&mut order).unwrap();
+        if order.trim() == "ready" {
+            store.manager().ready("").unwrap();
+            store.barrier(Duration::from_secs(60)).unwrap();
+            writeln!(talk, "is ready").unwrap();
+        }
+        loop {
+            let mut fds = [
+                PollFd::new(&talk, PollFlags::IN),
+                PollFd::new(&interrupted, PollFlags::IN),
+                PollFd::new(&reloaded, PollFlags::IN),
+                PollFd::new(&terminated, PollFlags::IN),
+            ];
+            if rustix::event::poll(&mut fds, None) == Err(Errno::INTR) {
+                continue;
+            }
+            let [talks, int, hup, term] = fds.map(|fd| !fd.revents().is_empty());
+            if hup {
+                (&reloaded).read_exact(&mut [0]).unwrap();
+                writeln!(talk, "reloads").unwrap();
+            }
+            if int {
+                writeln!(talk, "stops").unwrap();
+                store.forget("state/host").unwrap();
+                std::process::exit(0);
+            }
+            if term {
+                writeln!(talk, "hands over").unwrap();
+                std::process::exit(0);
+            }
+            if talks {
+                let mut order = String::new();
+                orders.read_line(&mut order).unwrap();
+                match order.trim() {
+                    "fail" => std::process::exit(3),
+                    "keep and die" => {
+                        let (read, _write) = rustix::pipe::pipe().unwrap();
+                        store.keep("late", read.as_fd()).unwrap();
+                        rustix::process::kill_process(rustix::process::getpid(), Signal::KILL)
+                            .unwrap();
+                    }
+                    "late?" => {
+                        let found = inherited.take("late").is_some();
+                        writeln!(talk, "late {found}").unwrap();
+                    }
+                    "mount" => {
+                        mount_unserved(&stage.join("run/host"), &store);
+                        writeln!(talk, "mounted").unwrap();
+                    }
+                    "ignore signals" => loop {
+                        std::thread::park();
+                    },
+                    "stop" => {
+                        store.forget("state/host").unwrap();
+                        std::process::exit(0);
+                    }
+                    order => panic!("{order:?}"),
+                }
+            }
+        }
+    }
+
+    /// A FUSE mount whose requests nobody ever answers.
+    fn mount_unserved(point: &Path, store: &Store) {
+        let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
+        let fuse = rustix::fs::open("/dev/fuse", flags, rustix::fs::Mode::empty()).unwrap();
+        std::fs::create_dir_all(point).unwrap();
+        let data = format!(
+            "fd={},rootmode=40000,user_id=0,group_id=0\0",
+            fuse.as_raw_fd()
+        );
+        let data = std::ffi::CStr::from_bytes_with_nul(data.as_bytes()).unwrap();
+        let flags = rustix::mount::MountFlags::NODEV;
+        rustix::mount::mount("sysgenid", point, FILE_SYSTEM_TYPE, flags, data).unwrap();
+        store.keep("fuse/host", fuse.as_fd()).unwrap();
+    }
+
+    struct Stage {
+        folder: tempfile::TempDir,
+        listener: UnixListener,
+        supervisor: Child,
+    }
+
+    struct Talk {
+        lines: BufReader<UnixStream>,
+        pid: Pid,
+    }
+
+    impl Stage {
+        fn new() -> Self {
+            let program = std::env::current_exe().unwrap();
+            Self::start_with(Command::new(program))
+        }
+
+        fn start_with(mut command: Command) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::create_dir(folder.path().join("dev")).unwrap();
+            std::fs::create_dir(folder.path().join("run")).unwrap();
+            let listener = UnixListener::bind(folder.path().join("talk")).unwrap();
+            let supervisor = command
+                .args(part("part_supervisor"))
+                .env(STAGE, folder.path())
+                .stderr(Stdio::piped())
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap();
+            Self {
+                folder,
+                listener,
+                supervisor,
+            }
+        }
+
+        /// Waits for a daemon to start, and returns how many have.
+        fn next(&self) -> (u32, Talk) {
+            let (stream, _) = self.listener.accept().unwrap();
+            let mut talk = Talk {
+                lines: BufReader::new(stream),
+                pid: Pid::INIT,
+            };
+            let said = talk.hear();
+            let mut words = said.split(' ');
+            let starts = words.nth(1).unwrap().parse().unwrap();
+            talk.pid = Pid::from_raw(words.nth(1).unwrap().parse().unwrap()).unwrap();
+            (starts, talk)
+        }
+
+        fn next_ready(&self) -> (u32, Talk) {
+            let (starts, mut talk) = self.next();
+            talk.say("ready");
+            assert_eq!(talk.hear(), "is ready");
+            (starts, talk)
+        }
+
+        fn signal(&self, signal: Signal) {
+            rustix::process::kill_process(self.pid(), signal).unwrap();
+        }
+
+        fn pid(&self) -> Pid {
+            Pid::from_raw(i32::try_from(self.supervisor.id()).unwrap()).unwrap()
+        }
+
+        fn end(mut self) -> (Option<i32>, String) {
+            let code = self.supervisor.wait().unwrap().code();
+            let mut said = String::new();
+            let stderr = self.supervisor.stderr.as_mut().unwrap();
+            stderr.read_to_string(&mut said).unwrap();
+            (code, said)
+        }
+    }
+
+    impl Talk {
+        fn say(&mut self, order: &str) {
+            writeln!(self.lines.get_mut(), "{order}").unwrap();
+        }
+
+        fn hear(&mut self) -> String {
+            let mut line = String::new();
+            self.lines.read_line(&mut line).unwrap();
+            line.trim().to_owned()
+        }
+    }
+
+    #[test]
+    fn what_was_kept_survives_every_way_to_end() {
+        let stage = Stage::new();
+        let (starts, mut talk) = stage.next_ready();
+        assert_eq!(starts, 1);
+        talk.say("fail");
+        let (starts, talk) = stage.next_ready();
+        assert_eq!(starts, 2);
+        rustix::process::kill_process(talk.pid, Signal::KILL).unwrap();
+        let (starts, mut talk) = stage.next_ready();
+        assert_eq!(starts, 3);
+        stage.signal(Signal::USR1);
+        assert_eq!(talk.hear(), "hands over");
+        let (starts, mut talk) = stage.next_ready();
+        assert_eq!(starts, 4);
+        stage.signal(Signal::TERM);
+        assert_eq!(talk.hear(), "stops");
+        assert_eq!(stage.end().0, Some(0));
+    }
+
+    #[test]
+    fn a_descriptor_kept_just_before_death_is_there_afterwards() {
+        let stage = Stage::new();
+        let (_, mut talk) = stage.next_ready();
+        talk.say("keep and die");
+        let (_, mut talk) = stage.next_ready();
+        talk.say("late?");
+        assert_eq!(talk.hear(), "late true");
+        stage.signal(Signal::INT);
+        assert_eq!(talk.hear(), "stops");
+        assert_eq!(stage.end().0, Some(0));
+    }
+
+    #[test]
+    fn a_crash_loop_ends_and_restarts_that_were_asked_for_are_no_crash() {
+        let stage = Stage::new();
+        let (_, mut talk) = stage.next_ready();
+        for _ in 0..5 {
+            stage.signal(Signal::USR1);
+            assert_eq!(talk.hear(), "hands over");
+            talk = stage.next_ready().1;
+        }
+        for _ in 0..3 {
+            talk.say("fail");
+            talk = stage.next_ready().1;
+        }
+        talk.say("fail");
+        let (code, said) = stage.end();
+        assert_eq!(code, Some(1));
+        assert!(said.contains("ended 4 times within 10 s"), "{said}");
+    }
+
+    #[test]
+    fn a_daemon_that_stops_cleanly_is_not_started_again() {
+        let stage = Stage::new();
+        let (_, mut talk) = stage.next_ready();
+        talk.say("stop");
+        assert_eq!(stage.end().0, Some(0));
+    }
+
+    #[test]
+    fn a_first_start_that_fails_is_not_tried_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = Options {
+            program: "/bin/false".into(),
+            arguments: Vec::new(),
+            directory: folder.path().to_owned(),
+            devices: folder.path().to_owned(),
+            restart_limit: 5,
+        };
+        // Not registered: the test's own process keeps its signals.
+        let signals = Signals {
+            wake: UnixStream::pair().unwrap().0,
+            stop: Arc::default(),
+            reload: Arc::default(),
+            restart: Arc::default(),
+        };
+        let manager = Manager::from_environment().unwrap();
+        let error = keep_running(&options, &signals, &manager, &mut Kept::new());
+        assert!(matches!(error, Err(Error::Start(_))), "{error:?}");
+        let options = Options {
+            program: "/no/such/program".into(),
+            ..options
+        };
+        let error = keep_running(&options, &signals, &manager, &mut Kept::new());
+        assert!(matches!(error, Err(Error::Spawn { .. })), "{error:?}");
+    }
+
+    #[test]
+    fn a_request_to_reload_waits_until_the_daemon_is_ready() {
+        let stage = Stage::new();
+        let (_, mut talk) = stage.next();
+        stage.signal(Signal::HUP);
+        talk.say("ready");
+        assert_eq!(talk.hear(), "is ready");
+        assert_eq!(talk.hear(), "reloads");
+        stage.signal(Signal::QUIT);
+        assert_eq!(talk.hear(), "stops");
+        assert_eq!(stage.end().0, Some(0));
+    }
+
+    #[test]
+    fn the_daemon_stops_when_its_supervisor_is_killed() {
+        let stage = Stage::new();
+        let (_, mut talk) = stage.next_ready();
+        stage.signal(Signal::KILL);
+        assert_eq!(talk.hear(), "stops");
+        assert_eq!(stage.end().0, None);
+    }
+
+    #[test]
+    fn giving_up_aborts_the_connection_and_leaves_no_mount_and_no_link() {
+        if std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/fuse")
+            .is_err()
+        {
+            eprintln!("skipped: /dev/fuse cannot be opened here");
+            return;
+        }
+        let mut unshare = Command::new("unshare");
+        unshare
+            .args(["--user", "--map-root-user", "--mount"])
+            .arg(std::env::current_exe().unwrap());
+        let stage = Stage::start_with(unshare);
+        let (_, mut talk) = stage.next_ready();
+        talk.say("mount");
+        assert_eq!(talk.hear(), "mounted");
+        let run = stage.folder.path().join("run");
+        let link = stage.folder.path().join("dev/sysgenid");
+        std::os::unix::fs::symlink(run.join("host/sysgenid"), &link).unwrap();
+
+        // Somebody of the same mount namespace is stuck in a call that nobody answers.
+        let inside = format!("/proc/{}/root{}", stage.supervisor.id(), run.display());
+        let stuck = std::thread::spawn(move || std::fs::metadata(format!("{inside}/host/x")));
+        for _ in 0..3 {
+            talk.say("fail");
+            talk = stage.next_ready().1;
+        }
+        let list = format!("/proc/{}/mountinfo", stage.supervisor.id());
+        let list = std::fs::read_to_string(list).unwrap();
+        assert!(list.contains(FILE_SYSTEM_TYPE), "{list}");
+        assert!(!stuck.is_finished());
+        talk.say("fail");
+        assert!(stuck.join().unwrap().is_err());
+        let folder = stage.folder.path().to_owned();
+        let mut stage = stage;
+        assert_eq!(stage.supervisor.wait().unwrap().code(), Some(1));
+        assert!(!folder.join("run/host").exists());
+        assert!(std::fs::symlink_metadata(&link).is_err());
+    }
+
+    #[test]
+    fn old_exits_are_forgotten() {
+        let mut exits = Exits::new(2);
+        let start = Instant::now();
+        assert_eq!(exits.too_many(start), None);
+        assert_eq!(exits.too_many(start), None);
+        assert_eq!(exits.too_many(start + WINDOW), Some(3));
+        let later = start + WINDOW + Duration::from_millis(1);
+        assert_eq!(exits.too_many(later), None);
+    }
+
+    #[test]
+    fn a_replaced_program_is_run_at_its_old_path() {
+        let path = |text: &str| PathBuf::from(text);
+        assert_eq!(without_deleted(path("/usr/x (deleted)")), path("/usr/x"));
+        assert_eq!(without_deleted(path("/usr/x")), path("/usr/x"));
+    }
+
+    #[test]
+    fn a_second_descriptor_of_a_name_replaces_the_first() {
+        let mut kept = Kept::new();
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let message = "FDSTORE=1\nFDNAME=a\nFDPOLL=0";
+        assert!(!apply(message, vec![read], &mut kept));
+        let second = write.as_raw_fd();
+        apply(message, vec![write], &mut kept);
+        assert_eq!(kept.len(), 1);
+        assert_eq!(kept["a"].as_raw_fd(), second);
+        assert!(apply("READY=1\nSTATUS=x", Vec::new(), &mut kept));
+        apply("FDSTOREREMOVE=1\nFDNAME=a", Vec::new(), &mut kept);
+        assert!(kept.is_empty());
+    }
+}
