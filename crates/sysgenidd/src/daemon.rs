@@ -32,6 +32,7 @@ use crate::mounts;
 use crate::node::Access;
 use crate::publish;
 use crate::report;
+use crate::supervise;
 use crate::watch::{Source, Watch};
 
 /// Where the nodes are published.
@@ -105,6 +106,8 @@ enum End {
     Stop,
     /// A successor goes on.
     HandOver,
+    /// The host's own instance was taken away.
+    Failed,
 }
 
 /// Signals, as flags and a descriptor that becomes readable with each.
@@ -167,6 +170,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     let (mut keeper, inherited) = Keeper::take()?;
     let config = options.load()?;
     let signals = Signals::register()?;
+    supervise::stop_with_supervisor()?;
     if !rustix::process::geteuid().is_root() {
         bail!("sysgenidd must run as root: it mounts a file system, and judges capabilities");
     }
@@ -218,6 +222,14 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     match daemon.serve() {
         End::Stop => daemon.stop(),
         End::HandOver => tracing::info!("handing over to the next process"),
+        End::Failed => {
+            let directory = daemon.config.directory.clone();
+            daemon.stop();
+            bail!(
+                "{} was unmounted or aborted by somebody else: start the daemon again",
+                directory.join("host").display()
+            );
+        }
     }
     Ok(())
 }
@@ -254,8 +266,11 @@ impl Daemon {
         self.open_backends();
         self.reconcile();
         self.follow_host();
+        for index in 0..self.instances.len() {
+            self.answer_triggers(index);
+        }
         if self.config.publish {
-            publish::publish(&self.config.directory, Path::new(DEVICES))?;
+            publish(&self.config.directory)?;
         }
         let status = format!("serving {}", self.config.directory.display());
         self.keeper.manager().ready(&status)?;
@@ -490,7 +505,11 @@ impl Daemon {
             }
             for event in &events {
                 match Source::from_data(event.data.u64()) {
-                    Some(Source::Instance(index)) => self.serve_instance(index),
+                    Some(Source::Instance(index)) => {
+                        if let Some(end) = self.serve_instance(index) {
+                            return end;
+                        }
+                    }
                     Some(Source::Backend(index)) => self.look(index),
                     Some(Source::Timer) => self.time_passed(),
                     Some(Source::Announcer) => self.renewed(),
@@ -513,36 +532,41 @@ impl Daemon {
         }
     }
 
-    fn serve_instance(&mut self, index: usize) {
-        let is_followed = index == 0 && self.instances.len() > 1;
-        let Some(Some(served)) = self.instances.get_mut(index) else {
-            return;
-        };
-        let instance = &mut served.instance;
-        let connection = Arc::clone(instance.connection());
+    fn serve_instance(&mut self, index: usize) -> Option<End> {
         for _ in 0..BURST {
+            let served = self.instances.get_mut(index)?.as_mut()?;
+            let connection = Arc::clone(served.instance.connection());
             match connection.receive(&mut self.buffer) {
                 Ok(Received::Request(request)) => {
+                    let instance = &mut served.instance;
                     instance.handle(&request, &self.announcer, &self.backend_reports);
-                    // Whoever was told of a change of the host shall find it everywhere.
-                    if is_followed {
-                        return;
+                    if instance.owes_answers() {
+                        // Whoever changed the host's generation finds it changed everywhere.
+                        self.follow_host();
+                        self.answer_triggers(index);
                     }
                 }
-                Ok(Received::Nothing) => return,
+                Ok(Received::Nothing) => return None,
                 Ok(Received::Gone) => {
                     tracing::error!(
                         instance = %served.name,
                         "somebody else unmounted or aborted it; it ends here"
                     );
                     self.remove(index);
-                    return;
+                    return (index == 0).then_some(End::Failed);
                 }
                 Err(errno) => {
                     tracing::error!(instance = %served.name, "cannot read a request: {errno}");
-                    return;
+                    return None;
                 }
             }
+        }
+        None
+    }
+
+    fn answer_triggers(&mut self, index: usize) {
+        if let Some(Some(served)) = self.instances.get_mut(index) {
+            served.instance.answer_triggers();
         }
     }
 
@@ -855,7 +879,7 @@ impl Daemon {
                 bail!("the directory cannot change while the daemon runs: restart it");
             }
             if config.publish && !self.config.publish {
-                publish::publish(&config.directory, Path::new(DEVICES))?;
+                publish(&config.directory)?;
             } else if self.config.publish && !config.publish {
                 publish::unpublish(&config.directory, Path::new(DEVICES))?;
             }
@@ -1007,6 +1031,17 @@ impl Daemon {
         }
         self.keeper.forget_all(&self.config.directory);
         tracing::info!("stopped");
+    }
+}
+
+/// Lets the usual paths lead to the nodes of the host, unless the kernel has nodes of its own there.
+fn publish(directory: &Path) -> anyhow::Result<()> {
+    match publish::publish(directory, Path::new(DEVICES)) {
+        Err(error @ publish::Error::Device(_)) => {
+            tracing::warn!("{error}");
+            Ok(())
+        }
+        result => Ok(result?),
     }
 }
 

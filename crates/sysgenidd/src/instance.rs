@@ -109,7 +109,7 @@ pub struct Instance {
     /// How many renewals of the page are under way. While any is, requests are put off.
     renewals: usize,
     deferred: Vec<Vec<u8>>,
-    /// Triggers that are to be answered once the page is renewed.
+    /// Triggers that have been carried out, and are to be answered once everybody else is told.
     triggers: Vec<Unique>,
     /// Whether kernel and daemon have agreed on how to talk.
     agreement: Agreement,
@@ -371,13 +371,25 @@ impl Instance {
         if self.is_renewing() {
             return;
         }
-        for trigger in std::mem::take(&mut self.triggers) {
-            self.answer_ioctl(trigger, 0);
-        }
         self.wake_everybody();
+        self.answer_triggers();
         for bytes in std::mem::take(&mut self.deferred) {
             if let Ok(request) = Request::parse(&bytes) {
                 self.handle(&request, announcer, backends);
+            }
+        }
+    }
+
+    /// Whether a trigger waits for [`answer_triggers`](Self::answer_triggers).
+    pub fn owes_answers(&self) -> bool {
+        !self.triggers.is_empty() && !self.is_renewing()
+    }
+
+    /// Answers those who caused a change. Whatever follows from it shall have happened before.
+    pub fn answer_triggers(&mut self) {
+        if !self.is_renewing() {
+            for trigger in std::mem::take(&mut self.triggers) {
+                self.answer_ioctl(trigger, 0);
             }
         }
     }
@@ -908,11 +920,7 @@ impl Instance {
                         self.carry_out(change, announcer, |record| {
                             record.trigger = unique.identity();
                         });
-                        if self.is_renewing() {
-                            self.triggers.push(unique);
-                        } else {
-                            self.answer_ioctl(unique, 0);
-                        }
+                        self.triggers.push(unique);
                     }
                     Err(error) => self.connection.refuse(unique, errno(error)),
                 }

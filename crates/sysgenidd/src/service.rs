@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::env;
+use std::ffi::OsStr;
 use std::fmt;
 use std::fmt::Write as _;
 use std::io;
@@ -83,9 +84,13 @@ impl Manager {
     ///
     /// [`Error::Address`].
     pub fn from_environment() -> Result<Self, Error> {
-        let Some(address) = env::var_os("NOTIFY_SOCKET") else {
-            return Ok(Self(Link::None));
-        };
+        match env::var_os("NOTIFY_SOCKET") {
+            Some(address) => Self::named(&address),
+            None => Ok(Self(Link::None)),
+        }
+    }
+
+    fn named(address: &OsStr) -> Result<Self, Error> {
         let bytes = address.as_encoded_bytes();
         let parsed = match bytes {
             [b'@', name @ ..] => SocketAddrUnix::new_abstract_name(name),
@@ -392,16 +397,22 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("notify");
         let by_path = UnixDatagram::bind(&path).unwrap();
-        let address = SocketAddrUnix::new(&path).unwrap();
-        Manager(Link::Address(address)).status("a").unwrap();
+        let manager = Manager::named(path.as_os_str()).unwrap();
+        manager.status("a").unwrap();
         assert_eq!(received(&by_path), "STATUS=a");
 
         let name = format!("sysgenidd-test-{}", std::process::id());
         let address = SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap();
         let by_name = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None).unwrap();
         rustix::net::bind(&by_name, &address).unwrap();
-        Manager(Link::Address(address)).status("b").unwrap();
+        let manager = Manager::named(OsStr::new(&format!("@{name}"))).unwrap();
+        manager.status("b").unwrap();
         assert_eq!(received(&UnixDatagram::from(by_name)), "STATUS=b");
+
+        for bad in ["", "relative", "vsock:2:1234"] {
+            let refused = Manager::named(OsStr::new(bad));
+            assert!(matches!(refused, Err(Error::Address(_))), "{bad:?}");
+        }
     }
 
     #[test]

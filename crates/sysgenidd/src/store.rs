@@ -7,7 +7,9 @@
 //! message then lies in a queue of the kernel, which the manager empties before it deals with the end
 //! of this process. [`Store::barrier`] waits until it is known to have been read.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::env;
 use std::io;
 use std::os::fd::AsFd as _;
@@ -42,6 +44,11 @@ pub enum Error {
         "{0:?} cannot name a stored descriptor: a name is 1 to 255 printable characters without `:`"
     )]
     Name(String),
+    /// The store has no room for another descriptor.
+    #[error(
+        "the service manager cannot keep another descriptor ({0} are kept); remove instances, or raise FileDescriptorStoreMax= if that is lower than it could be"
+    )]
+    Full(usize),
     /// The manager has not read its messages in time.
     #[error("the service manager has not answered within {0:?}; is it stopped?")]
     Barrier(Duration),
@@ -50,11 +57,22 @@ pub enum Error {
     System(#[from] io::Error),
 }
 
+/// How long the list of kept descriptors may become. The next process gets it as one variable of its
+/// environment, for which the kernel has 128 KiB; beyond that no process could be started at all.
+const LONGEST_LIST: usize = 100 * 1024;
+
+/// What the list takes for a descriptor besides its name: separators and a number.
+const LIST_ENTRY: usize = 8;
+
 /// Where descriptors are kept for the next process.
 #[derive(Debug)]
 pub struct Store {
     manager: Manager,
-    keeps: bool,
+    /// How many descriptors are kept; a manager drops what is too much without a word. None at all
+    /// is the absence of a store.
+    room: usize,
+    /// What is kept. In a cell, because keeping something changes nothing for the caller.
+    kept: RefCell<BTreeSet<String>>,
 }
 
 /// The descriptors that the previous process had kept, by name.
@@ -72,27 +90,37 @@ impl Store {
     /// [`Error::Inherited`] and [`Error::Manager`].
     pub fn take() -> Result<(Self, Inherited), Error> {
         if let Some(handover) = Handover::from_environment()? {
-            let store = Self {
-                manager: Manager::at(adopt(handover.notify)?),
-                keeps: true,
-            };
-            return Ok((store, Inherited::adopt(handover.fds)?));
+            let manager = Manager::at(adopt(handover.notify)?);
+            let inherited = Inherited::adopt(handover.fds)?;
+            return Ok((Self::new(manager, usize::MAX, &inherited), inherited));
         }
         let described = sd_notify::listen_fds_with_names()
             .map_err(|error| Error::Inherited(error.to_string()))?;
         let inherited = Inherited::adopt(described.map(|(fd, name)| (name, fd)))?;
         let manager = Manager::from_environment()?;
-        // systemd before version 254 keeps descriptors too, but says so only by handing them over.
-        let announced =
-            env::var("FDSTORE").is_ok_and(|room| room.parse().is_ok_and(|n: u64| n > 0));
-        let keeps = manager.is_present() && (announced || !inherited.0.is_empty());
-        Ok((Self { manager, keeps }, inherited))
+        let announced = env::var("FDSTORE").ok().and_then(|room| room.parse().ok());
+        let room = match announced {
+            _ if !manager.is_present() => 0,
+            Some(room) => room,
+            // systemd before version 254 says only by handing them over that it keeps descriptors.
+            None if inherited.0.is_empty() => 0,
+            None => usize::MAX,
+        };
+        Ok((Self::new(manager, room, &inherited), inherited))
+    }
+
+    fn new(manager: Manager, room: usize, inherited: &Inherited) -> Self {
+        Self {
+            manager,
+            room,
+            kept: RefCell::new(inherited.names().map(str::to_owned).collect()),
+        }
     }
 
     /// Whether what is kept survives this process.
     #[must_use]
     pub fn is_present(&self) -> bool {
-        self.keeps
+        self.room > 0
     }
 
     /// The service manager that has the store.
@@ -108,16 +136,25 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Name`] and [`Error::Manager`].
+    /// [`Error::Name`], [`Error::Full`] and [`Error::Manager`].
     pub fn keep(&self, name: &str, fd: BorrowedFd<'_>) -> Result<(), Error> {
         check_name(name)?;
-        if !self.keeps {
+        if !self.is_present() {
             return Ok(());
+        }
+        let mut kept = self.kept.borrow_mut();
+        if !kept.contains(name) {
+            let list: usize = kept.iter().map(|kept| kept.len() + LIST_ENTRY).sum();
+            if kept.len() >= self.room || list + name.len() + LIST_ENTRY > LONGEST_LIST {
+                return Err(Error::Full(kept.len()));
+            }
         }
         // FDPOLL=0: systemd would drop a descriptor that reports an error or a hang-up, and that
         // of a FUSE connection may do so while the manager starts the next process.
         let message = format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0");
-        Ok(self.manager.send(&message, Some(fd))?)
+        self.manager.send(&message, Some(fd))?;
+        kept.insert(name.to_owned());
+        Ok(())
     }
 
     /// Lets the store close what is kept under `name`.
@@ -127,11 +164,13 @@ impl Store {
     /// [`Error::Name`] and [`Error::Manager`].
     pub fn forget(&self, name: &str) -> Result<(), Error> {
         check_name(name)?;
-        if !self.keeps {
+        if !self.is_present() {
             return Ok(());
         }
         let message = format!("FDSTOREREMOVE=1\nFDNAME={name}");
-        Ok(self.manager.send(&message, None)?)
+        self.manager.send(&message, None)?;
+        self.kept.borrow_mut().remove(name);
+        Ok(())
     }
 
     /// Waits until the manager has read everything that was sent.
@@ -290,10 +329,7 @@ mod tests {
     fn store_and_peer() -> (Store, UnixDatagram) {
         let (ours, theirs) = UnixDatagram::pair().unwrap();
         let manager = Manager::at(ours.into());
-        let store = Store {
-            manager,
-            keeps: true,
-        };
+        let store = Store::new(manager, usize::MAX, &Inherited::default());
         (store, theirs)
     }
 
@@ -367,11 +403,47 @@ mod tests {
     #[test]
     fn without_a_store_nothing_is_sent() {
         let (mut store, peer) = store_and_peer();
-        store.keeps = false;
+        store.room = 0;
         peer.set_nonblocking(true).unwrap();
         store.keep("a", store_fd()).unwrap();
         store.forget("a").unwrap();
         assert!(peer.recv(&mut [0]).is_err());
+    }
+
+    #[test]
+    fn what_a_manager_would_drop_is_refused() {
+        let (mut store, peer) = store_and_peer();
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let inherited = Inherited([("old".to_owned(), write)].into());
+        store = Store::new(store.manager, 2, &inherited);
+        store.keep("a", read.as_fd()).unwrap();
+        store.keep("a", read.as_fd()).unwrap();
+        let full = store.keep("b", read.as_fd());
+        assert!(matches!(full, Err(Error::Full(2))), "{full:?}");
+        store.forget("old").unwrap();
+        store.keep("b", read.as_fd()).unwrap();
+        drop(peer);
+    }
+
+    #[test]
+    fn the_list_never_becomes_too_long_to_start_a_process_with() {
+        let (store, peer) = store_and_peer();
+        let reader =
+            std::thread::spawn(move || while peer.recv(&mut [0; 512]).is_ok_and(|n| n > 0) {});
+        let (read, _write) = rustix::pipe::pipe().unwrap();
+        let name = |n: usize| format!("{n:0>255}");
+        let refused = (0..10_000).find(|&n| store.keep(&name(n), read.as_fd()).is_err());
+        let fds = (0..refused.unwrap()).map(|n| (name(n), 999_999)).collect();
+        let list = Handover {
+            supervisor: 4_000_000,
+            notify: 5,
+            fds,
+        }
+        .to_string();
+        assert!((LONGEST_LIST - 2 * name(0).len()..120 * 1024).contains(&list.len()));
+        store.manager().status("").unwrap();
+        drop(store);
+        reader.join().unwrap();
     }
 
     #[test]

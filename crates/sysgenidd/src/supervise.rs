@@ -496,7 +496,7 @@ impl Signals {
     }
 }
 
-/// Each instance takes four descriptors here, and the child inherits the limit.
+/// Each instance takes several descriptors here, and the child inherits the limit.
 fn raise_descriptor_limit() {
     let mut limit = rustix::process::getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
