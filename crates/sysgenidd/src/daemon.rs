@@ -264,6 +264,9 @@ impl Daemon {
             }
         }
         self.open_backends();
+        // The process before may have been about to.
+        self.settle_at =
+            Some(clock::now() + nanoseconds(Restores::SETTLE)).filter(|_| !self.is_settled());
         self.reconcile();
         self.follow_host();
         for index in 0..self.instances.len() {
@@ -651,12 +654,14 @@ impl Daemon {
                 {
                     tracing::error!(backend = %kind, "cannot be watched: {errno}");
                 }
-                host.instance.note(|record| {
-                    let mut restores = Restores::from_words(record.restores);
-                    restores.join(kind);
-                    record.restores = restores.to_words();
-                    record.positions[place(kind)].get_or_insert(backend.position());
-                });
+                if position.is_none() {
+                    host.instance.note(|record| {
+                        let mut restores = Restores::from_words(record.restores);
+                        restores.join(kind);
+                        record.restores = restores.to_words();
+                        record.positions[place(kind)] = Some(backend.position());
+                    });
+                }
                 tracing::info!(backend = %kind, "watching {}", backend.description());
                 self.backend_reports[index] = report::Backend {
                     kind,
@@ -758,6 +763,11 @@ impl Daemon {
                 };
             }
         }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.host()
+            .is_none_or(|host| Restores::from_words(host.instance.record().restores).is_settled())
     }
 
     /// Some backends cannot say when to look at them: they are looked at whenever anything happens.

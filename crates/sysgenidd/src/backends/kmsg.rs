@@ -24,7 +24,7 @@ const NOTICE: &[u8] = b"random: crng reseeded due to virtual machine fork";
 /// The facility of the kernel's own records (`LOG_KERN`). What programs write has another one.
 const KERNEL: u32 = 0;
 
-/// More than the longest record (`PRINTK_MESSAGE_MAX`, which grew once to 2048): a shorter buffer would be
+/// The kernel's own buffer for a record was never longer. A record that is longer than the reader's would be
 /// an error.
 const LONGEST_RECORD: usize = 8192;
 

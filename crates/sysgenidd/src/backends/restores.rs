@@ -39,12 +39,16 @@ impl Restores {
         bumps
     }
 
-    /// A backend that was not there begins: what was noticed without it is not its to notice any more.
+    /// A backend begins that was never there: what was noticed without it is not its to notice any more.
+    ///
+    /// Not for one that goes on at the position of its predecessor. That one still reports what it missed,
+    /// and would be credited once more for what others noticed meanwhile.
     pub fn join(&mut self, kind: Kind) {
         self.seen[kind as usize] = self.credited;
     }
 
-    /// It has been quiet: no backend has anything to catch up with.
+    /// It has been quiet: no backend has anything to catch up with. A successor that finds itself not
+    /// [settled](Self::is_settled) has to wait for the same quiet.
     pub fn settle(&mut self) {
         self.seen.fill(self.credited);
     }
