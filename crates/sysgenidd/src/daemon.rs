@@ -161,13 +161,32 @@ struct Daemon {
     buffer: Buffer,
 }
 
+/// Removes what a daemon that is gone has left: dead mounts, links that lead nowhere.
+///
+/// # Errors
+///
+/// If a daemon is running, or somebody keeps its state for the next.
+pub fn clean(options: &Options) -> anyhow::Result<()> {
+    let (mut keeper, mut inherited) = Keeper::take()?;
+    let directory = options.load()?.directory;
+    if !directory.exists() {
+        publish::unpublish(&directory, Path::new(DEVICES))?;
+        return Ok(());
+    }
+    keeper.lock(&directory, &mut inherited)?;
+    publish::unpublish(&directory, Path::new(DEVICES))?;
+    mounts::clean(&directory, |_| false);
+    keeper.forget_all(&directory);
+    Ok(())
+}
+
 /// Serves until a signal or a request ends it.
 ///
 /// # Errors
 ///
 /// Says why the daemon cannot start. Once it serves, it goes on.
 pub fn run(options: Options) -> anyhow::Result<()> {
-    let (mut keeper, inherited) = Keeper::take()?;
+    let (mut keeper, mut inherited) = Keeper::take()?;
     let config = options.load()?;
     let signals = Signals::register()?;
     supervise::stop_with_supervisor()?;
@@ -177,7 +196,6 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     let directory = config.directory.clone();
     std::fs::create_dir_all(&directory)
         .with_context(|| format!("{} cannot be created", directory.display()))?;
-    let mut inherited = inherited;
     keeper.lock(&directory, &mut inherited)?;
 
     let watch = Watch::new()?;
@@ -673,24 +691,24 @@ impl Daemon {
                 self.look(index);
             }
             Err(error) => {
-                let is_worth_it = self.backends[index].retry.is_some()
-                    || !matches!(error, backends::Error::NotPresent { .. });
-                if self.backends[index].retry.is_none() {
-                    if is_worth_it {
-                        tracing::warn!(backend = %kind, "{error}");
-                    } else {
-                        tracing::debug!(backend = %kind, "{error}");
-                    }
-                }
-                let permanent = matches!(
-                    error,
+                // What was there once is expected back; what never was is not waited for, and the published
+                // link to the own node is no news.
+                let was_there = self.backends[index].retry.is_some();
+                let (is_news, may_pass) = match error {
+                    backends::Error::NotPresent { .. } => (false, was_there),
+                    backends::Error::OwnNode { .. } => (false, false),
                     backends::Error::NoPermission { .. }
-                        | backends::Error::OwnNode { .. }
-                        | backends::Error::Unsuitable { .. }
-                        | backends::Error::Malformed { .. }
-                );
-                self.backends[index].retry = (is_worth_it && !permanent)
-                    .then(|| (clock::now() + nanoseconds(wait), (wait * 2).min(RETRY.1)));
+                    | backends::Error::Unsuitable { .. }
+                    | backends::Error::Malformed { .. } => (true, false),
+                    _ => (!was_there, true),
+                };
+                if is_news {
+                    tracing::warn!(backend = %kind, "{error}");
+                } else {
+                    tracing::debug!(backend = %kind, "{error}");
+                }
+                self.backends[index].retry =
+                    may_pass.then(|| (clock::now() + nanoseconds(wait), (wait * 2).min(RETRY.1)));
                 self.backend_reports[index] = report::Backend {
                     kind,
                     works: false,

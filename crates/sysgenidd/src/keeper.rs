@@ -99,6 +99,14 @@ impl Keeper {
             ),
             Err(errno) => bail!("{} cannot be locked: {errno}", path.display()),
         }
+        // A daemon that ends removes the file. Who opened it just before has locked nothing.
+        let locked = rustix::fs::fstat(&lock)?.st_ino;
+        if rustix::fs::stat(&path).map(|found| found.st_ino) != Ok(locked) {
+            bail!(
+                "another sysgenidd has just ended at {}: try again",
+                directory.display()
+            );
+        }
         self.store.keep("lock", lock.as_fd())?;
         self.lock = Some(lock);
         Ok(())

@@ -80,6 +80,11 @@ enum Task {
         #[command(flatten)]
         place: Place,
     },
+    /// Remove the mounts and links of a daemon that is gone and that nobody starts again
+    Clean {
+        #[command(flatten)]
+        place: Place,
+    },
     /// Stop the running daemon: wake everybody with an error, and unmount
     Stop {
         #[command(flatten)]
@@ -247,16 +252,34 @@ fn carry_out(task: Task) -> anyhow::Result<()> {
             Ok(())
         }
         Task::Reload { place } => ask(&place.directory()?, &Request::Reload),
+        Task::Clean { place } => {
+            service::init_tracing(false, Level::INFO);
+            daemon::clean(&daemon::Options {
+                config: place.config,
+                directory: place.directory,
+                publish: false,
+            })
+        }
         Task::Stop {
             place,
-            unless_restarting,
+            unless_restarting: None,
+        } => ask(&place.directory()?, &Request::Stop),
+        Task::Stop {
+            place,
+            unless_restarting: Some(unit),
         } => {
-            if let Some(unit) = unless_restarting
-                && service::restart_is_queued(&unit)?
-            {
+            if service::restart_is_queued(&unit)? {
                 return Ok(());
             }
-            ask(&place.directory()?, &Request::Stop)
+            match ask(&place.directory()?, &Request::Stop) {
+                // It has ended already, by itself.
+                Err(error)
+                    if matches!(error.downcast_ref(), Some(control::Error::NotRunning(_))) =>
+                {
+                    Ok(())
+                }
+                result => result,
+            }
         }
     }
 }
