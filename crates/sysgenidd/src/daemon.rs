@@ -291,7 +291,7 @@ impl Daemon {
             self.answer_triggers(index);
         }
         if self.config.publish {
-            publish(&self.config.directory)?;
+            self.publish()?;
         }
         let status = format!("serving {}", self.config.directory.display());
         self.keeper.manager().ready(&status)?;
@@ -625,6 +625,22 @@ impl Daemon {
         }
     }
 
+    /// Lets the usual paths lead to the nodes of the host, unless the kernel has nodes of its own there.
+    fn publish(&self) -> anyhow::Result<()> {
+        match publish::publish(&self.config.directory, Path::new(DEVICES)) {
+            Err(error @ publish::Error::Device(_)) => tracing::warn!("{error}"),
+            result => result?,
+        }
+        if !self.backend_reports.iter().any(|backend| backend.works) {
+            tracing::warn!(
+                "no backend can notice a restore of this machine: unless whoever restores it calls the \
+                 trigger, programs that rely on the nodes, as AWS-LC does where it finds them, are worse \
+                 off than without"
+            );
+        }
+        Ok(())
+    }
+
     /// Opens the backends that the configuration names and that are not open yet.
     fn open_backends(&mut self) {
         let wanted: Vec<_> = self.config.backends.order.iter().map(kind).collect();
@@ -683,7 +699,7 @@ impl Daemon {
                 tracing::info!(backend = %kind, "watching {}", backend.description());
                 self.backend_reports[index] = report::Backend {
                     kind,
-                    works: true,
+                    works: backend.can_notice(),
                     description: backend.description(),
                 };
                 self.backends[index].retry = None;
@@ -810,7 +826,8 @@ impl Daemon {
                 .find_map(|watched| watched.backend.as_ref())
         };
         let silent = works(backends::Kind::Vmclock).is_some_and(|backend| backend.fd().is_none());
-        if silent && works(backends::Kind::Kmsg).is_none() {
+        let kmsg = works(backends::Kind::Kmsg).is_some_and(|backend| backend.can_notice());
+        if silent && !kmsg {
             self.config.backends.vmclock_interval
         } else {
             None
@@ -906,14 +923,15 @@ impl Daemon {
             if config.directory != self.config.directory {
                 bail!("the directory cannot change while the daemon runs: restart it");
             }
-            if config.publish && !self.config.publish {
-                publish(&config.directory)?;
-            } else if self.config.publish && !config.publish {
-                publish::unpublish(&config.directory, Path::new(DEVICES))?;
-            }
+            let was_published = self.config.publish;
             self.config = config;
             self.open_backends();
             self.reconcile();
+            if self.config.publish {
+                self.publish()?;
+            } else if was_published {
+                publish::unpublish(&self.config.directory, Path::new(DEVICES))?;
+            }
             tracing::info!("the configuration has been read again");
             Ok(())
         });
@@ -1059,17 +1077,6 @@ impl Daemon {
         }
         self.keeper.forget_all(&self.config.directory);
         tracing::info!("stopped");
-    }
-}
-
-/// Lets the usual paths lead to the nodes of the host, unless the kernel has nodes of its own there.
-fn publish(directory: &Path) -> anyhow::Result<()> {
-    match publish::publish(directory, Path::new(DEVICES)) {
-        Err(error @ publish::Error::Device(_)) => {
-            tracing::warn!("{error}");
-            Ok(())
-        }
-        result => Ok(result?),
     }
 }
 

@@ -171,8 +171,12 @@ impl Backend for Kmsg {
         self.last
     }
 
+    fn can_notice(&self) -> bool {
+        DRIVERS.iter().any(|driver| has_device(Path::new(driver)))
+    }
+
     fn description(&self) -> String {
-        let device = if DRIVERS.iter().any(|driver| has_device(Path::new(driver))) {
+        let device = if self.can_notice() {
             "the kernel writes a notice once it has handled the hypervisor's; no window but that and the \
              time to wake the daemon"
         } else {

@@ -74,6 +74,12 @@ pub trait Backend: fmt::Debug {
     /// the sequence number of the last record of the kernel's log, the generation of the parent.
     fn position(&self) -> u64;
 
+    /// Whether there is anything that it could notice. A log can be read also where nobody will ever write
+    /// the notice into it.
+    fn can_notice(&self) -> bool {
+        true
+    }
+
     /// For people: what it watches, and how long a restore may go unnoticed.
     fn description(&self) -> String;
 }
