@@ -13,6 +13,7 @@ use sysgenid_guest::measurement::Measurement;
 use crate::cache::Cache;
 use crate::environment::Environment;
 use crate::kernel::Choice;
+use crate::programs::Programs;
 use crate::progress::Step;
 use crate::qemu::Vm;
 use crate::table;
@@ -38,7 +39,7 @@ pub(crate) struct Options {
 
 /// Measures in a guest and prints the results.
 pub(crate) fn run(cache: &Cache, options: &Options) -> Result<()> {
-    let environment = Environment::with_driver(cache, &options.choice)?;
+    let environment = Environment::with_driver(cache, &options.choice, &Programs::build(cache)?)?;
     let folder = cache.temporary_folder()?;
     let step = Step::start("boot a guest");
     let machine = environment.machine_with_guid()?;

@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context;
 use anyhow::Result;
 
 use crate::cache::Cache;
@@ -13,6 +14,7 @@ use crate::kernel::Choice;
 use crate::kernel::Kernel;
 use crate::modules;
 use crate::modules::Modules;
+use crate::programs::Programs;
 use crate::qemu::Machine;
 use crate::tree::Tree;
 
@@ -22,72 +24,84 @@ pub(crate) struct Environment {
     pub(crate) tree: Tree,
     /// The kernel.
     pub(crate) kernel: Kernel,
-    /// The modules; `None` if the guest is to have none.
-    pub(crate) modules: Option<Modules>,
-    programs: PathBuf,
+    modules: Option<Modules>,
+    programs: Programs,
     initramfs: PathBuf,
 }
 
 impl Environment {
     /// Prepares guests with the modules in them, with exactly the kernel that is wanted.
-    pub(crate) fn with_driver(cache: &Cache, choice: &Choice) -> Result<Self> {
-        Self::with_modules(cache, choice, modules::build)
+    pub(crate) fn with_driver(cache: &Cache, choice: &Choice, programs: &Programs) -> Result<Self> {
+        Self::with_modules(cache, choice, programs, modules::build)
     }
 
     /// The same, but with an older kernel if the newest does not work.
-    pub(crate) fn with_driver_on_some_kernel(cache: &Cache, choice: &Choice) -> Result<Self> {
-        Self::with_modules(cache, choice, modules::build_for_some_kernel)
+    pub(crate) fn with_driver_on_some_kernel(
+        cache: &Cache,
+        choice: &Choice,
+        programs: &Programs,
+    ) -> Result<Self> {
+        Self::with_modules(cache, choice, programs, modules::build_for_some_kernel)
     }
 
     fn with_modules(
         cache: &Cache,
         choice: &Choice,
-        build: fn(&Cache, &Tree, &Choice) -> Result<(Kernel, Modules)>,
+        programs: &Programs,
+        build: fn(&Cache, &Tree, &Choice) -> Result<Modules>,
     ) -> Result<Self> {
         let _lock = cache.lock("prepare")?;
         let tree = Tree::prepare(cache)?;
-        let (kernel, modules) = build(cache, &tree, choice)?;
-        let programs = initramfs::build_programs(cache)?;
-        let initramfs = initramfs::build(cache, &tree, &kernel, &programs, Some(&modules))?;
-        Ok(Self {
-            tree,
-            kernel,
-            modules: Some(modules),
-            programs,
-            initramfs,
-        })
+        let modules = build(cache, &tree, choice)?;
+        let kernel = modules.build_folder.kernel.clone();
+        Self::of(cache, tree, kernel, Some(modules), programs)
     }
 
-    /// Prepares guests without the modules.
-    pub(crate) fn without_driver(cache: &Cache, choice: &Choice) -> Result<Self> {
+    /// Prepares guests without the modules, for which any stock kernel will do.
+    pub(crate) fn without_driver(
+        cache: &Cache,
+        choice: &Choice,
+        programs: &Programs,
+    ) -> Result<Self> {
         let _lock = cache.lock("prepare")?;
         let tree = Tree::prepare(cache)?;
         let kernel = Kernel::prepare(cache, &tree, choice)?;
-        let programs = initramfs::build_programs(cache)?;
-        Self::without_modules(cache, tree, kernel, programs)
+        Self::of(cache, tree, kernel, None, programs)
     }
 
     /// Prepares guests with the same kernel as these, without the modules.
     pub(crate) fn but_without_driver(&self, cache: &Cache) -> Result<Self> {
         let _lock = cache.lock("prepare")?;
         let (tree, kernel) = (self.tree.clone(), self.kernel.clone());
-        Self::without_modules(cache, tree, kernel, self.programs.clone())
+        Self::of(cache, tree, kernel, None, &self.programs)
     }
 
-    fn without_modules(
+    fn of(
         cache: &Cache,
         tree: Tree,
         kernel: Kernel,
-        programs: PathBuf,
+        modules: Option<Modules>,
+        programs: &Programs,
     ) -> Result<Self> {
-        let initramfs = initramfs::build(cache, &tree, &kernel, &programs, None)?;
+        let initramfs = initramfs::build(cache, &tree, &kernel, programs, modules.as_ref())?;
         Ok(Self {
             tree,
             kernel,
-            modules: None,
-            programs,
+            modules,
+            programs: programs.clone(),
             initramfs,
         })
+    }
+
+    /// The modules in the guests.
+    ///
+    /// # Errors
+    ///
+    /// If they are guests without.
+    pub(crate) fn modules(&self) -> Result<&Modules> {
+        self.modules
+            .as_ref()
+            .context("these guests have no modules")
     }
 
     /// A machine of the usual kind, without a generation ID.
@@ -99,6 +113,7 @@ impl Environment {
             memory_mib: 384,
             guid: None,
             acpi_tables: Vec::new(),
+            vmclock: None,
         }
     }
 

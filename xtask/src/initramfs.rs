@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The file system that a guest boots into: busybox, our static programs, and the modules.
+//! The file system that a guest boots into: busybox, our static programs, and modules.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::Context;
 use anyhow::Result;
@@ -15,17 +14,14 @@ use crate::cache::Cache;
 use crate::kernel::Kernel;
 use crate::modules;
 use crate::modules::Modules;
+use crate::programs;
+use crate::programs::Programs;
 use crate::progress;
 use crate::tree::Tree;
 
-/// The package with our own programs, and its binary.
-const PROGRAM: &str = "sysgenid-guest";
-
-/// The package with the conformance suite, and its binary.
-const SUITE: &str = "sysgenid-conformance";
-
-/// The triple for which they are built: static programs need no libraries in the guest.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// The kernel's own modules that guests may load, where the kernel has them and not built in. None needs
+/// another.
+const STOCK_MODULES: &[&str] = &["ptp_vmclock"];
 
 /// The first program: mounts what a system has, then hands over to busybox's init.
 const INIT: &str = r"#!/bin/sh
@@ -55,19 +51,18 @@ export PATH=/bin HOME=/root PS1='guest:\w# '
 cd /root
 ";
 
-/// Packs a file system for a guest. `programs` is the folder from [`build_programs`]; `modules` are left
-/// out for a guest without the driver.
+/// Packs a file system for a guest; `modules` are left out for a guest without the driver.
 pub(crate) fn build(
     cache: &Cache,
     tree: &Tree,
     kernel: &Kernel,
-    programs: &Path,
+    programs: &Programs,
     modules: Option<&Modules>,
 ) -> Result<PathBuf> {
-    let name = if modules.is_some() {
-        "initramfs"
-    } else {
-        "initramfs-without-driver"
+    let release = &kernel.version.release;
+    let name = match modules {
+        Some(_) => format!("initramfs-{release}"),
+        None => format!("initramfs-{release}-without-driver"),
     };
     let root = cache.target().join(format!("{name}.d"));
     cache::empty_folder(&root)?;
@@ -78,17 +73,15 @@ pub(crate) fn build(
     std::fs::copy(tree.root().join("bin/busybox"), bin.join("busybox"))
         .context("the tree has no busybox")?;
     std::os::unix::fs::symlink("busybox", bin.join("sh"))?;
-    for program in [PROGRAM, SUITE] {
-        std::fs::copy(programs.join(program), bin.join(program))
+    for program in programs::NAMES {
+        std::fs::copy(programs.file(program), bin.join(program))
             .with_context(|| format!("cannot copy {program}"))?;
     }
     std::fs::write(root.join("init"), INIT)?;
     std::fs::set_permissions(root.join("init"), PermissionsExt::from_mode(0o755))?;
     std::fs::write(root.join("etc/inittab"), INITTAB)?;
     std::fs::write(root.join("etc/profile"), PROFILE)?;
-    if let Some(modules) = modules {
-        add_modules(cache, tree, kernel, modules, &root)?;
-    }
+    add_modules(cache, tree, kernel, modules, &root)?;
 
     let image = cache.target().join(format!("{name}.cpio"));
     progress::run_into(
@@ -109,23 +102,38 @@ find . -print0 | cpio --null --quiet --create --format=newc --owner=0:0 > "$2.un
 mv "$2.unfinished" "$2"
 "#;
 
-/// Puts the modules where `modprobe` looks, with the lists that it needs.
+/// Puts modules, ours and the kernel's own, where `modprobe` looks, with the lists that it needs.
 fn add_modules(
     cache: &Cache,
     tree: &Tree,
     kernel: &Kernel,
-    modules: &Modules,
+    modules: Option<&Modules>,
     root: &Path,
 ) -> Result<()> {
     let folder = root.join("lib/modules").join(&kernel.version.release);
-    std::fs::create_dir_all(folder.join("updates"))?;
-    // Debian makes these lists when the kernel is installed; ours load without them.
+    for part in ["updates", "kernel"] {
+        std::fs::create_dir_all(folder.join(part))?;
+    }
+    // Debian makes these lists when the kernel is installed; the modules load without them.
     for list in ["modules.builtin", "modules.order"] {
         std::fs::write(folder.join(list), "")?;
     }
-    for name in modules::NAMES {
-        let target = folder.join("updates").join(format!("{name}.ko"));
-        std::fs::copy(modules.file(name), target)?;
+    if let Some(modules) = modules {
+        for name in modules::NAMES {
+            let target = folder.join("updates").join(format!("{name}.ko"));
+            std::fs::copy(modules.file(name), target)?;
+        }
+    }
+    for name in STOCK_MODULES {
+        progress::run_into(
+            &cache.log("stock-modules")?,
+            tree.command("sh")
+                .args(["-ec", UNPACK_MODULE, "unpack"])
+                .args([kernel.modules(), folder.join("kernel")])
+                .arg(name),
+            &mut |_| (),
+        )
+        .with_context(|| format!("cannot unpack the kernel's module {name}"))?;
     }
     progress::run_into(
         &cache.log("depmod")?,
@@ -138,27 +146,8 @@ fn add_modules(
     .context("cannot list the modules' dependencies")
 }
 
-/// Builds our programs as static ones and returns their folder.
-pub(crate) fn build_programs(cache: &Cache) -> Result<PathBuf> {
-    // A folder of its own: other flags would make the main one build everything again each time.
-    let target = cache.target().join("programs");
-    let folder = target.join(TARGET).join("release");
-    let build = |package: &str| {
-        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        command
-            .current_dir(cache.repository())
-            .args(["build", "--release", "--target", TARGET])
-            .args(["--config", "profile.release.strip=true"])
-            .args(["--package", package, "--target-dir"])
-            .arg(&target)
-            .env("RUSTFLAGS", "-C target-feature=+crt-static");
-        progress::run_logged(
-            &format!("build {package} for the guest"),
-            &cache.log(package)?,
-            &mut command,
-        )
-    };
-    build(PROGRAM)?;
-    build(SUITE)?;
-    Ok(folder)
-}
+/// Puts the module $3, if $1 has it, uncompressed into the folder $2.
+const UNPACK_MODULE: &str = r#"
+find "$1" -name "$3.ko.xz" -exec xz --decompress --stdout {} \; > "$2/$3.ko"
+test -s "$2/$3.ko" || rm "$2/$3.ko"
+"#;

@@ -10,12 +10,16 @@ mod agent;
 mod bench;
 mod cache;
 mod cast;
+mod debugger;
 mod demo;
 mod environment;
+mod front_end;
 mod guid;
+mod host_daemon;
 mod initramfs;
 mod kernel;
 mod modules;
+mod programs;
 mod progress;
 mod qemu;
 mod qmp;
@@ -24,6 +28,7 @@ mod test;
 mod trace;
 mod tree;
 mod vm;
+mod vmclock;
 
 use std::process::ExitCode;
 
@@ -32,8 +37,8 @@ use clap::Parser;
 use clap::Subcommand;
 
 use crate::cache::Cache;
+use crate::kernel::BuildFolder;
 use crate::kernel::Choice;
-use crate::kernel::Kernel;
 use crate::tree::Tree;
 
 /// What a person should know before the first command.
@@ -64,7 +69,7 @@ enum Command {
     Demo(demo::Options),
     /// Check everything that CI checks
     Test(test::Options),
-    /// Measure the module beside eventfd and timerfd
+    /// Measure the module and the daemon beside eventfd and timerfd
     Bench(bench::Options),
     /// Boot, snapshot and restore a guest by hand
     #[command(subcommand)]
@@ -96,18 +101,18 @@ fn run(command: Command) -> Result<()> {
 fn prepare(cache: &Cache, choice: &Choice) -> Result<()> {
     let _lock = cache.lock("prepare")?;
     let tree = Tree::prepare(cache)?;
-    let kernel = Kernel::prepare(cache, &tree, choice)?;
+    let folder = BuildFolder::prepare(cache, &tree, choice)?;
     println!("tree\t{}", tree.root().display());
-    println!("release\t{}", kernel.version.release);
-    println!("build\t{}", kernel.build().display());
-    println!("image\t{}", kernel.image().display());
+    println!("release\t{}", folder.kernel.version.release);
+    println!("build\t{}", folder.build().display());
+    println!("image\t{}", folder.kernel.image().display());
     Ok(())
 }
 
 fn build(cache: &Cache, choice: &Choice) -> Result<()> {
     let _lock = cache.lock("prepare")?;
     let tree = Tree::prepare(cache)?;
-    let (_, modules) = modules::build(cache, &tree, choice)?;
+    let modules = modules::build(cache, &tree, choice)?;
     for name in modules::NAMES {
         println!("{}", modules.file(name).display());
     }

@@ -8,8 +8,8 @@ use anyhow::Context;
 use anyhow::Result;
 
 use crate::cache::Cache;
+use crate::kernel::BuildFolder;
 use crate::kernel::Choice;
-use crate::kernel::Kernel;
 use crate::progress;
 use crate::tree::Tree;
 
@@ -18,8 +18,9 @@ pub(crate) const NAMES: [&str; 3] = ["sysgenid", "sysgenid_vmfork", "sysgenid_ac
 
 /// Modules that were built for a kernel.
 pub(crate) struct Modules {
-    /// The folder with the `.ko` files.
-    pub(crate) folder: PathBuf,
+    /// What they were built against.
+    pub(crate) build_folder: BuildFolder,
+    folder: PathBuf,
 }
 
 impl Modules {
@@ -30,10 +31,8 @@ impl Modules {
 }
 
 /// Prepares the wanted kernel and builds the modules for it.
-pub(crate) fn build(cache: &Cache, tree: &Tree, choice: &Choice) -> Result<(Kernel, Modules)> {
-    let kernel = Kernel::prepare(cache, tree, choice)?;
-    let modules = build_for(cache, tree, &kernel)?;
-    Ok((kernel, modules))
+pub(crate) fn build(cache: &Cache, tree: &Tree, choice: &Choice) -> Result<Modules> {
+    build_for(cache, tree, BuildFolder::prepare(cache, tree, choice)?)
 }
 
 /// The same, but if nobody asked for a certain kernel and the newest does not work, says so and goes
@@ -42,40 +41,43 @@ pub(crate) fn build_for_some_kernel(
     cache: &Cache,
     tree: &Tree,
     choice: &Choice,
-) -> Result<(Kernel, Modules)> {
+) -> Result<Modules> {
     let error = match build(cache, tree, choice) {
         Err(error) if choice.kernel.is_none() => error,
         result => return result,
     };
-    for kernel in Kernel::prepared(cache).unwrap_or_default() {
-        if let Ok(modules) = build_for(cache, tree, &kernel) {
+    for build_folder in BuildFolder::prepared(cache).unwrap_or_default() {
+        if let Ok(modules) = build_for(cache, tree, build_folder) {
             eprintln!(
                 "\nWARNING: the newest kernel does not work, going back to {}:\n{error:#}\n",
-                kernel.version.release
+                modules.build_folder.kernel.version.release
             );
-            return Ok((kernel, modules));
+            return Ok(modules);
         }
     }
     Err(error)
 }
 
 /// Builds the modules for one kernel.
-fn build_for(cache: &Cache, tree: &Tree, kernel: &Kernel) -> Result<Modules> {
-    let release = &kernel.version.release;
+fn build_for(cache: &Cache, tree: &Tree, build_folder: BuildFolder) -> Result<Modules> {
+    let release = &build_folder.kernel.version.release;
     let folder = cache.target().join("modules").join(release);
     std::fs::create_dir_all(&folder)?;
     progress::run_logged(
         &format!("build the modules for {release}"),
         &cache.log("modules")?,
-        kernel
+        build_folder
             .make_command(tree)
             .arg("-C")
-            .arg(kernel.build())
+            .arg(build_folder.build())
             .arg(format!("M={}", cache.repository().join("kernel").display()))
             .arg(format!("MO={}", folder.display()))
             .arg("modules"),
     )?;
-    let modules = Modules { folder };
+    let modules = Modules {
+        build_folder,
+        folder,
+    };
     for name in NAMES {
         let file = modules.file(name);
         file.metadata().with_context(|| {

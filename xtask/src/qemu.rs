@@ -21,10 +21,12 @@ use serde_json::json;
 
 use crate::agent::Agent;
 use crate::agent::Outcome;
+use crate::debugger::Debugger;
 use crate::progress;
 use crate::qmp::EventTime;
 use crate::qmp::Qmp;
 use crate::tree::Tree;
+use crate::vmclock::Vmclock;
 use sysgenid_guest::protocol::PORT_NAME;
 
 /// How long an ordinary step in a guest may take.
@@ -57,6 +59,8 @@ pub(crate) struct Machine {
     pub(crate) guid: Option<String>,
     /// Compiled ACPI tables to add to the firmware's.
     pub(crate) acpi_tables: Vec<PathBuf>,
+    /// The vmclock device; `None`: the machine has none.
+    pub(crate) vmclock: Option<Vmclock>,
 }
 
 /// A running machine. It is killed when this value goes away, unless it is left running.
@@ -95,7 +99,11 @@ impl Vm {
         snapshot: &Path,
     ) -> Result<Self> {
         let mut vm = Self::start(tree, machine, folder, Start::Restore(snapshot), false)?;
-        vm.qmp.resume()?;
+        // A machine must never run with the generation that it had.
+        match machine.vmclock {
+            Some(clock) => clock.write(&mut vm)?,
+            None => vm.qmp.resume().map(drop)?,
+        }
         Ok(vm)
     }
 
@@ -117,7 +125,7 @@ impl Vm {
                 longest.display()
             );
         }
-        for name in ["qmp", "agent", "console"] {
+        for name in ["qmp", "agent", "console", "gdb"] {
             let _ = std::fs::remove_file(socket(&folder, name));
         }
         let mut command = if lasting {
@@ -188,6 +196,14 @@ impl Vm {
     pub(crate) fn outcome(&mut self, command: &str, timeout: Duration) -> Result<Outcome> {
         let outcome = self.agent.outcome(command, timeout);
         outcome.with_context(|| progress::last_lines(&self.console_log()))
+    }
+
+    /// A connection to the debugging stub, which stops the machine.
+    pub(crate) fn debugger(&self) -> Result<Debugger> {
+        let path = socket(&self.folder, "gdb");
+        let stream = UnixStream::connect(&path)
+            .with_context(|| format!("cannot connect to {}", path.display()))?;
+        Debugger::new(stream)
     }
 
     /// Stops the machine, writes a snapshot, and ends QEMU. Says when the machine stood still.
@@ -298,6 +314,14 @@ fn add_arguments(command: &mut Command, machine: &Machine, folder: &Path) {
         ]);
     if let Some(guid) = &machine.guid {
         command.args(["-device", &format!("vmgenid,guid={guid}")]);
+    }
+    if machine.vmclock.is_some() {
+        command.args(["-device", "vmclock"]).args([
+            "-chardev",
+            &chardev("gdb"),
+            "-gdb",
+            "chardev:gdb",
+        ]);
     }
     for table in &machine.acpi_tables {
         command.args(["-acpitable", &format!("file={}", table.display())]);

@@ -7,7 +7,7 @@ use comfy_table::Table;
 use comfy_table::presets;
 
 /// A table with these headings and no lines.
-pub(crate) fn new<const N: usize>(headings: [&str; N]) -> Table {
+pub(crate) fn new(headings: impl Into<comfy_table::Row>) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(headings);

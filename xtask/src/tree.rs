@@ -21,7 +21,7 @@ use crate::cache::Cache;
 use crate::progress;
 
 /// The Debian release whose toolchain built the kernels that we use.
-const SUITE: &str = "trixie";
+pub(crate) const SUITE: &str = "trixie";
 
 /// The pocket of that release with the kernels that have Rust.
 pub(crate) const BACKPORTS: &str = "trixie-backports";

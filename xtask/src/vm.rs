@@ -24,8 +24,10 @@ use crate::agent::Agent;
 use crate::cache;
 use crate::cache::Cache;
 use crate::environment::Environment;
+use crate::front_end::FrontEnd;
 use crate::guid;
 use crate::kernel::Choice;
+use crate::programs::Programs;
 use crate::progress::Step;
 use crate::qemu;
 use crate::qemu::Machine;
@@ -87,7 +89,7 @@ pub(crate) struct Boot {
     name: Name,
     #[command(flatten)]
     choice: Choice,
-    /// Leave the modules out of the guest
+    /// Leave the modules out of the guest, which then needs no kernel with Rust
     #[arg(long)]
     no_driver: bool,
     /// Load no module: they are there for `modprobe`
@@ -127,10 +129,11 @@ pub(crate) fn run(cache: &Cache, action: Action) -> Result<()> {
 fn boot(cache: &Cache, arguments: &Boot) -> Result<()> {
     let name = &arguments.name.name;
     refuse_if_running(cache, name)?;
+    let programs = Programs::build(cache)?;
     let environment = if arguments.no_driver {
-        Environment::without_driver(cache, &arguments.choice)?
+        Environment::without_driver(cache, &arguments.choice, &programs)?
     } else {
-        Environment::with_driver_on_some_kernel(cache, &arguments.choice)?
+        Environment::with_driver_on_some_kernel(cache, &arguments.choice, &programs)?
     };
     let machine = Machine {
         append: arguments.append.clone(),
@@ -146,10 +149,7 @@ fn boot(cache: &Cache, arguments: &Boot) -> Result<()> {
     let mut vm = Vm::start(&environment.tree, &machine, &folder, Start::Boot, true)?;
     vm.wait_until_booted()?;
     if !arguments.no_driver && !arguments.no_load {
-        vm.run(
-            "modprobe sysgenid && modprobe sysgenid_vmfork",
-            Duration::from_secs(30),
-        )?;
+        FrontEnd::Module.start(&mut vm)?;
     }
     vm.leave_running();
     step.done();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! `cargo xtask demo`: two clones of one snapshot, without the driver and with it.
+//! `cargo xtask demo`: two clones of one snapshot, without a front end and with one.
 
 mod report;
 mod resume;
@@ -13,7 +13,9 @@ use clap::Args;
 use crate::cache::Cache;
 use crate::demo::scene::Scene;
 use crate::environment::Environment;
+use crate::front_end::FrontEnd;
 use crate::kernel::Choice;
+use crate::programs::Programs;
 use crate::vm;
 
 /// How to run the demo.
@@ -21,6 +23,9 @@ use crate::vm;
 pub(crate) struct Options {
     #[command(flatten)]
     choice: Choice,
+    /// What serves the nodes
+    #[arg(long, value_enum, default_value_t = FrontEnd::Module)]
+    front_end: FrontEnd,
     /// Leave the two clones running, with a shell on their consoles
     #[arg(long)]
     keep: bool,
@@ -36,11 +41,21 @@ pub(crate) fn run(cache: &Cache, options: &Options) -> Result<()> {
             vm::refuse_if_running(cache, name)?;
         }
     }
-    let with_driver = Environment::with_driver_on_some_kernel(cache, &options.choice)?;
-    let without_driver = with_driver.but_without_driver(cache)?;
+    let programs = Programs::build(cache)?;
+    let (without, with) = match options.front_end {
+        FrontEnd::Module => {
+            let with = Environment::with_driver_on_some_kernel(cache, &options.choice, &programs)?;
+            (with.but_without_driver(cache)?, Some(with))
+        }
+        FrontEnd::Daemon => (
+            Environment::without_driver(cache, &options.choice, &programs)?,
+            None,
+        ),
+    };
+    let with = with.as_ref().unwrap_or(&without);
 
-    let unprotected = Scene::without_driver(cache, &without_driver)?;
-    let protected = Scene::with_driver(cache, &with_driver, options.keep)?;
+    let unprotected = Scene::without(options.front_end, cache, &without)?;
+    let protected = Scene::with(options.front_end, cache, with, options.keep)?;
 
     let faults: Vec<String> = unprotected
         .faults()

@@ -10,6 +10,7 @@ use crate::cast::TRACKED;
 use crate::demo::scene::Clone;
 use crate::demo::scene::Scene;
 use crate::demo::scene::TokenPair;
+use crate::front_end::FrontEnd;
 use crate::table;
 
 /// How many pairs of tokens are shown.
@@ -17,8 +18,9 @@ const SHOWN_TOKENS: usize = 8;
 
 /// Prints both scenes for a person.
 pub(crate) fn print(unprotected: &Scene, protected: &Scene) {
+    let front_end = unprotected.front_end;
     println!(
-        "\n== Without the driver (kernel {}) ==\n",
+        "\n== Without {front_end} (kernel {}) ==\n",
         unprotected.kernel
     );
     println!(
@@ -26,9 +28,9 @@ pub(crate) fn print(unprotected: &Scene, protected: &Scene) {
     );
     print_tokens(&unprotected.token_pairs());
 
-    println!("\n== With the driver ==");
+    println!("\n== With {front_end} ==");
     for clone in &protected.clones {
-        print_timeline(clone);
+        print_timeline(clone, front_end);
     }
     println!("\nThe tokens of both clones:");
     print_tokens(&protected.token_pairs());
@@ -41,7 +43,7 @@ pub(crate) fn print_json(unprotected: &Scene, protected: &Scene, faults: &[Strin
         .clones
         .iter()
         .map(|clone| {
-            let timeline: Vec<_> = timeline(clone)
+            let timeline: Vec<_> = timeline(clone, protected.front_end)
                 .into_iter()
                 .map(|(nanoseconds, who, what)| {
                     json!({ "us_after_resume": microseconds(nanoseconds), "who": who, "what": what })
@@ -57,6 +59,7 @@ pub(crate) fn print_json(unprotected: &Scene, protected: &Scene, faults: &[Strin
         .collect();
     let report = json!({
         "kernel": protected.kernel,
+        "front_end": protected.front_end,
         "without_driver": { "tokens": unprotected.token_pairs() },
         "with_driver": { "clones": clones, "tokens": protected.token_pairs() },
         "faults": faults,
@@ -76,7 +79,7 @@ pub(crate) fn print_how_to_attach(scene: &Scene) {
     }
 }
 
-fn print_timeline(clone: &Clone) {
+fn print_timeline(clone: &Clone, front_end: FrontEnd) {
     let apart = signed_difference(clone.resumed_by_itself.guest_ns, clone.resumed.guest_ns);
     println!(
         "\n{}: resumed at {:.6} s of its clock, known to ±{:.0} µs; a second way to measure it \
@@ -89,7 +92,7 @@ fn print_timeline(clone: &Clone) {
     );
     let mut table = table::new(["µs after resume", "µs later", "who", "what"]);
     let mut previous = 0;
-    for (time, who, what) in timeline(clone) {
+    for (time, who, what) in timeline(clone, front_end) {
         table.add_row([
             format!("{:.0}", microseconds(time)),
             format!("+{:.0}", microseconds(time - previous)),
@@ -103,7 +106,7 @@ fn print_timeline(clone: &Clone) {
 }
 
 /// Who did what how many nanoseconds after the resume.
-fn timeline(clone: &Clone) -> Vec<(i128, String, String)> {
+fn timeline(clone: &Clone, front_end: FrontEnd) -> Vec<(i128, String, String)> {
     let since = |time: u64| signed_difference(time, clone.resumed.guest_ns);
     let mut lines: Vec<_> = clone
         .events
@@ -137,8 +140,15 @@ fn timeline(clone: &Clone) -> Vec<(i128, String, String)> {
             "its vmgenid driver read the new GUID (ACPI method, work queue)",
         ),
         ("fed", "its random number generator is reseeded"),
-        ("bump", "sysgenid is told (the kernel's notifier)"),
+        match front_end {
+            FrontEnd::Module => ("bump", "sysgenid is told (the kernel's notifier)"),
+            FrontEnd::Daemon => ("waking sysgenidd", "sysgenidd is woken (the kernel's log)"),
+        },
     ];
+    let waker = match front_end {
+        FrontEnd::Module => "kernel",
+        FrontEnd::Daemon => "sysgenidd",
+    };
     for (probe, what) in steps {
         let first = clone
             .trace
@@ -157,7 +167,7 @@ fn timeline(clone: &Clone) -> Vec<(i128, String, String)> {
             .find(|event| event.what == waking && event.monotonic_ns >= after);
         if let Some(event) = first {
             let what = format!("wakes the {program}");
-            lines.push((since(event.monotonic_ns), "kernel".to_owned(), what));
+            lines.push((since(event.monotonic_ns), waker.to_owned(), what));
         }
     }
     lines.sort();

@@ -24,6 +24,7 @@ use crate::demo::resume;
 use crate::demo::resume::Drift;
 use crate::demo::resume::Moment;
 use crate::environment::Environment;
+use crate::front_end::FrontEnd;
 use crate::guid;
 use crate::progress::Step;
 use crate::qemu::Machine;
@@ -49,8 +50,10 @@ pub(crate) const CLONES: [&str; 2] = ["clone-a", "clone-b"];
 /// A guest, its snapshot and its clones.
 #[derive(Serialize)]
 pub(crate) struct Scene {
-    /// Whether the modules were loaded.
-    pub(crate) has_driver: bool,
+    /// What served the nodes, or would have.
+    pub(crate) front_end: FrontEnd,
+    /// Whether it did.
+    pub(crate) is_served: bool,
     /// The kernel's release.
     pub(crate) kernel: String,
     /// The clones.
@@ -84,44 +87,59 @@ pub(crate) struct TokenPair {
 }
 
 impl Scene {
-    /// Without the modules: only the token server runs, as it would anywhere.
-    pub(crate) fn without_driver(cache: &Cache, environment: &Environment) -> Result<Self> {
-        Self::play(cache, environment, &[TOKEN_SERVER], false)
+    /// Without a front end: only the token server runs, as it would anywhere.
+    pub(crate) fn without(
+        front_end: FrontEnd,
+        cache: &Cache,
+        environment: &Environment,
+    ) -> Result<Self> {
+        let scene = Self {
+            front_end,
+            is_served: false,
+            kernel: environment.kernel.version.release.clone(),
+            clones: Vec::new(),
+        };
+        scene.play(cache, environment, &[TOKEN_SERVER], false)
     }
 
-    /// With the modules, and everybody in it.
-    pub(crate) fn with_driver(
+    /// With the front end, and everybody in it.
+    pub(crate) fn with(
+        front_end: FrontEnd,
         cache: &Cache,
         environment: &Environment,
         keep: bool,
     ) -> Result<Self> {
+        let scene = Self {
+            front_end,
+            is_served: true,
+            kernel: environment.kernel.version.release.clone(),
+            clones: Vec::new(),
+        };
         let programs = [&TRACKED[..], &[MAPPER, TOKEN_SERVER]].concat();
-        Self::play(cache, environment, &programs, keep)
+        scene.play(cache, environment, &programs, keep)
     }
 
     fn play(
+        mut self,
         cache: &Cache,
         environment: &Environment,
         programs: &[&str],
         keep: bool,
     ) -> Result<Self> {
-        let has_driver = environment.modules.is_some();
-        let title = if has_driver { "with" } else { "without" };
-        let step = Step::start(&format!(
-            "{title} the driver: boot a guest, start its programs"
-        ));
+        let title = self.title();
+        let step = Step::start(&format!("{title}: boot a guest, start its programs"));
         let folder = cache.temporary_folder()?;
         let machine = environment.machine_with_guid()?;
         let mut source = Vm::boot(&environment.tree, &machine, &folder.path().join("source"))?;
         let first = source.agent.correlate(COMPARISONS)?;
-        if has_driver {
-            source.run("modprobe sysgenid && modprobe sysgenid_vmfork", PATIENCE)?;
+        if self.is_served {
+            self.front_end.start(&mut source)?;
             trace::start(&mut source)?;
         }
         cast::start(&mut source, programs)?;
         step.done();
 
-        let step = Step::start(&format!("{title} the driver: take a snapshot"));
+        let step = Step::start(&format!("{title}: take a snapshot"));
         let snapshot = folder.path().join("snapshot");
         let comparison = source.agent.correlate(COMPARISONS)?;
         let drift = Drift::between(first, comparison);
@@ -130,12 +148,9 @@ impl Scene {
         let stopped = resume::translate(before, stopped.microseconds * 1000, comparison, drift)?;
         step.done();
 
-        let mut clones = Vec::new();
         let mut running = Vec::new();
         for name in CLONES {
-            let step = Step::start(&format!(
-                "{title} the driver: restore {name} with a new GUID"
-            ));
+            let step = Step::start(&format!("{title}: restore {name} with a new GUID"));
             let kept = vm::folder(cache, name);
             let own = folder.path().join(name);
             let folder = if keep { &kept } else { &own };
@@ -152,11 +167,11 @@ impl Scene {
                     stopped,
                     drift,
                     programs,
-                    has_driver,
+                    is_served: self.is_served,
                 },
                 keep,
             )?;
-            clones.push(clone);
+            self.clones.push(clone);
             running.push(vm);
             step.done();
         }
@@ -167,11 +182,13 @@ impl Scene {
                 vm.power_off()?;
             }
         }
-        Ok(Self {
-            has_driver,
-            kernel: environment.kernel.version.release.clone(),
-            clones,
-        })
+        Ok(self)
+    }
+
+    /// What to call it.
+    pub(crate) fn title(&self) -> String {
+        let with = if self.is_served { "with" } else { "without" };
+        format!("{with} {}", self.front_end)
     }
 
     /// The tokens that both clones handed out since they run, in order.
@@ -195,8 +212,11 @@ impl Scene {
     /// What this scene should have shown but did not.
     pub(crate) fn faults(&self) -> Vec<String> {
         let pairs = self.token_pairs();
-        let mut faults = token_faults(self.has_driver, &pairs);
-        if self.has_driver {
+        let mut faults: Vec<_> = token_faults(self.is_served, &pairs)
+            .into_iter()
+            .map(|fault| format!("{} {fault}", self.title()))
+            .collect();
+        if self.is_served {
             for clone in &self.clones {
                 faults.extend(clone.faults());
             }
@@ -206,32 +226,29 @@ impl Scene {
 }
 
 /// What is wrong with the tokens of two clones.
-fn token_faults(has_driver: bool, pairs: &[TokenPair]) -> Vec<String> {
+fn token_faults(is_served: bool, pairs: &[TokenPair]) -> Option<String> {
     let is_same = |pair: &&TokenPair| pair.values[0] == pair.values[1];
-    if !has_driver {
+    if !is_served {
         let same = pairs.iter().filter(is_same).count();
-        return if same < ENOUGH_TOKENS || same < pairs.len() {
-            vec![format!(
-                "without the driver {same} of {} tokens were identical, which should be all of \
-                 them, and at least {ENOUGH_TOKENS}",
+        return (same < ENOUGH_TOKENS || same < pairs.len()).then(|| {
+            format!(
+                "{same} of {} tokens were identical, which should be all of them, and at least \
+                 {ENOUGH_TOKENS}",
                 pairs.len()
-            )]
-        } else {
-            Vec::new()
-        };
+            )
+        });
     }
     let fresh = pairs
         .iter()
         .filter(|pair| pair.generations.iter().all(|&generation| generation > 0));
     let count = fresh.clone().count();
     let same = fresh.filter(is_same).count();
-    if same > 0 || count < ENOUGH_TOKENS {
-        return vec![format!(
-            "with the driver {same} of {count} tokens were identical after both servers had \
-             noticed, which should be none of at least {ENOUGH_TOKENS}"
-        )];
-    }
-    Vec::new()
+    (same > 0 || count < ENOUGH_TOKENS).then(|| {
+        format!(
+            "{same} of {count} tokens were identical after both servers had noticed, which should \
+             be none of at least {ENOUGH_TOKENS}"
+        )
+    })
 }
 
 /// What a clone has from the guest that it is a clone of.
@@ -239,7 +256,7 @@ struct Source<'a> {
     stopped: Moment,
     drift: Drift,
     programs: &'a [&'a str],
-    has_driver: bool,
+    is_served: bool,
 }
 
 impl Clone {
@@ -264,10 +281,10 @@ impl Clone {
         let resumed = vm.qmp.resume()?;
         let resumed_latest = host_ns();
         std::thread::sleep(UNDISTURBED);
-        if source.has_driver {
+        if source.is_served {
             await_everybody(&mut vm)?;
         }
-        await_tokens(&mut vm, source.has_driver)?;
+        await_tokens(&mut vm, source.is_served)?;
         let comparison: Correlation = vm.agent.correlate(COMPARISONS)?;
         let resumed_by_itself = resume::translate(
             resumed.microseconds * 1000,
@@ -279,7 +296,7 @@ impl Clone {
         for program in source.programs {
             events.extend(cast::events(&mut vm, program)?);
         }
-        let mut trace = if source.has_driver {
+        let mut trace = if source.is_served {
             trace::stop(&mut vm)?
         } else {
             Vec::new()
@@ -352,17 +369,17 @@ fn await_everybody(vm: &mut Vm) -> Result<()> {
 }
 
 /// Waits until the server handed out enough tokens that can be compared.
-fn await_tokens(vm: &mut Vm, has_driver: bool) -> Result<()> {
+fn await_tokens(vm: &mut Vm, is_served: bool) -> Result<()> {
     let report = cast::report_of(TOKEN_SERVER);
     let report = report.display();
-    // With the driver those count that were handed out under the new generation.
-    let pattern = if has_driver {
+    // With a front end those count that were handed out under the new generation.
+    let pattern = if is_served {
         r#""token".*"generation":[1-9]"#
     } else {
         r#""token""#
     };
     let count = format!("grep -c '{pattern}' {report}");
-    let start: usize = if has_driver {
+    let start: usize = if is_served {
         0
     } else {
         vm.outcome(&count, PATIENCE)?.output.trim().parse()?
@@ -395,27 +412,27 @@ mod tests {
     }
 
     #[test]
-    fn identical_tokens_with_the_driver_are_a_fault() {
-        assert!(!token_faults(true, &pairs(10, 1, true)).is_empty());
-        assert!(token_faults(true, &pairs(10, 1, false)).is_empty());
+    fn identical_tokens_with_a_front_end_are_a_fault() {
+        assert!(token_faults(true, &pairs(10, 1, true)).is_some());
+        assert!(token_faults(true, &pairs(10, 1, false)).is_none());
     }
 
     #[test]
     fn tokens_before_the_notice_may_be_identical() {
         let mut all = pairs(3, 0, true);
         all.extend(pairs(10, 1, false));
-        assert!(token_faults(true, &all).is_empty());
+        assert!(token_faults(true, &all).is_none());
     }
 
     #[test]
-    fn different_tokens_without_the_driver_are_a_fault() {
-        assert!(!token_faults(false, &pairs(10, 0, false)).is_empty());
-        assert!(token_faults(false, &pairs(10, 0, true)).is_empty());
+    fn different_tokens_without_a_front_end_are_a_fault() {
+        assert!(token_faults(false, &pairs(10, 0, false)).is_some());
+        assert!(token_faults(false, &pairs(10, 0, true)).is_none());
     }
 
     #[test]
     fn too_few_tokens_prove_nothing() {
-        assert!(!token_faults(true, &pairs(2, 1, false)).is_empty());
-        assert!(!token_faults(false, &pairs(2, 0, true)).is_empty());
+        assert!(token_faults(true, &pairs(2, 1, false)).is_some());
+        assert!(token_faults(false, &pairs(2, 0, true)).is_some());
     }
 }

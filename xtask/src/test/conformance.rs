@@ -2,10 +2,7 @@
 
 //! The conformance suite on both nodes, on an ordinary kernel and on one that looks for bugs.
 
-use std::time::Duration;
-
 use anyhow::Result;
-use anyhow::ensure;
 
 use crate::qemu::PATIENCE;
 use crate::test::Context;
@@ -13,6 +10,7 @@ use crate::test::Test;
 use crate::test::guest::Backend;
 use crate::test::guest::Guest;
 use crate::test::restore;
+use crate::test::suite;
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new("both nodes conform", |context| {
@@ -36,9 +34,6 @@ const BUG_FINDERS: &[&str] = &[
     "oops=panic",
     "softlockup_panic=1",
 ];
-
-/// How long the suite may take on one node.
-const PATIENCE_WITH_A_NODE: Duration = Duration::from_secs(900);
 
 /// The cases that may be skipped: the node, and what the suite says.
 const EXPECTED_SKIPS: &[(&str, &str)] = &[
@@ -82,42 +77,16 @@ fn conform(
     )?;
     let outcome = guest.outcome(
         &format!("sysgenid-conformance --node {node} {options}"),
-        PATIENCE_WITH_A_NODE,
+        suite::PATIENCE,
     )?;
-    let faults = faults(&outcome.output, |reason| {
-        reason == expected_skip || EXPECTED_SKIPS.contains(&(node, reason))
-    });
-    ensure!(
-        outcome.status == 0 && faults.is_empty(),
-        "{node}, examined with {options}: exit status {}, {}:\n{}",
-        outcome.status,
-        faults.join(", "),
-        outcome.output
-    );
+    suite::check(
+        &format!("{node}, examined with {options}"),
+        Some(outcome.status),
+        &outcome.output,
+        |reason| reason == expected_skip || EXPECTED_SKIPS.contains(&(node, reason)),
+    )?;
     guest.run("rmmod sysgenid_vmfork && rmmod sysgenid", PATIENCE)?;
     Ok(())
-}
-
-/// What is wrong with the suite's output (TAP): nothing passed, something failed, or something was
-/// skipped for a reason that is not expected.
-fn faults(output: &str, is_expected: impl Fn(&str) -> bool) -> Vec<String> {
-    let mut passed = 0;
-    let mut faults = Vec::new();
-    for line in output.lines() {
-        if line.starts_with("not ok ") {
-            faults.push(format!("failed: {line}"));
-        } else if line.starts_with("ok ") {
-            match line.split_once("# SKIP") {
-                None => passed += 1,
-                Some((_, reason)) if is_expected(reason.trim()) => {}
-                Some(_) => faults.push(format!("skipped, and should not be: {line}")),
-            }
-        }
-    }
-    if passed == 0 {
-        faults.push("no case passed".to_owned());
-    }
-    faults
 }
 
 fn find_bugs(context: &Context<'_>) -> Result<()> {
@@ -125,29 +94,7 @@ fn find_bugs(context: &Context<'_>) -> Result<()> {
     both_conform(&mut guest)?;
     guest.finish()?;
     for backend in [Backend::Vmfork, Backend::Acpi] {
-        restore::each_restore_bumps_once(context, backend, BUG_FINDERS)?;
+        restore::each_restore_bumps_once(Guest::boot(context, backend, BUG_FINDERS)?)?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_skip_is_no_pass() {
-        let skips = "ok 1 - a # SKIP not here\n";
-        assert_eq!(faults(skips, |_| true), ["no case passed"]);
-        let passes = format!("{skips}ok 2 - b\n");
-        assert!(faults(&passes, |reason| reason == "not here").is_empty());
-        assert_eq!(
-            faults(&passes, |_| false),
-            ["skipped, and should not be: ok 1 - a # SKIP not here"]
-        );
-    }
-
-    #[test]
-    fn a_failure_is_a_fault() {
-        assert_eq!(faults("ok 1 - a\nnot ok 2 - b\n", |_| false).len(), 1);
-    }
 }

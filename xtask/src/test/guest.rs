@@ -16,6 +16,7 @@ use crate::qemu::Machine;
 use crate::qemu::PATIENCE;
 use crate::qemu::Vm;
 use crate::test::Context;
+use crate::vmclock::Vmclock;
 
 /// Keeps the kernel's own driver from the device, so that it is free for ours. The kernel has the
 /// name misspelt like this.
@@ -49,6 +50,9 @@ const COMPLAINTS: &[&str] = &[
     "there is no /dev/sysgenid",
     "cannot listen",
 ];
+
+/// What a vmclock counts from: not 0, which is what a page without a counter has there.
+const FIRST_COUNTER: u64 = 1000;
 
 /// Which module notices the change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +112,15 @@ impl<'a> Guest<'a> {
 
     /// Boots any machine and loads nothing.
     pub(crate) fn boot_machine(context: &'a Context<'_>, machine: Machine) -> Result<Self> {
-        let environment = context.environment()?;
+        Self::boot_in(context, context.environment()?, machine)
+    }
+
+    /// Boots a machine of any environment, and loads nothing.
+    pub(crate) fn boot_in(
+        context: &Context<'_>,
+        environment: &'a Environment,
+        machine: Machine,
+    ) -> Result<Self> {
         let folder = context.cache.temporary_folder()?;
         let vm = Vm::boot(&environment.tree, &machine, &folder.path().join("0"))?;
         Ok(Self {
@@ -120,9 +132,11 @@ impl<'a> Guest<'a> {
         })
     }
 
-    /// The machine's generation ID.
-    pub(crate) fn guid(&self) -> Option<String> {
-        self.machine.guid.clone()
+    /// Has the machine's vmclock count generations, from some number on.
+    pub(crate) fn count_generations(&mut self) -> Result<()> {
+        let clock = Vmclock::Counting(FIRST_COUNTER);
+        self.machine.vmclock = Some(clock);
+        clock.write(&mut self.vm)
     }
 
     /// Stops the guest into a snapshot.
@@ -179,15 +193,20 @@ pub(crate) struct Snapshot<'a> {
 }
 
 impl<'a> Snapshot<'a> {
-    /// Goes on as a new machine, with a new generation ID.
+    /// Goes on as a new machine, which its devices say as far as it has them.
     pub(crate) fn restore(self) -> Result<Guest<'a>> {
-        let guid = Some(guid::random()?);
-        self.restore_as(guid)
+        let machine = self.another_machine()?;
+        self.restore_as(machine)
     }
 
-    /// Goes on with a given generation ID.
-    pub(crate) fn restore_as(self, guid: Option<String>) -> Result<Guest<'a>> {
-        let (vm, machine) = self.start(guid)?;
+    /// Goes on as the machine that it was.
+    pub(crate) fn restore_unchanged(self) -> Result<Guest<'a>> {
+        let machine = self.machine.clone();
+        self.restore_as(machine)
+    }
+
+    fn restore_as(self, machine: Machine) -> Result<Guest<'a>> {
+        let vm = self.start(&machine)?;
         Ok(Guest {
             environment: self.environment,
             folder: self.folder,
@@ -197,21 +216,26 @@ impl<'a> Snapshot<'a> {
         })
     }
 
-    /// Starts a clone with a new generation ID, and keeps the snapshot.
+    /// Starts a clone, and keeps the snapshot.
     pub(crate) fn clone_machine(&mut self) -> Result<Vm> {
-        let (vm, _) = self.start(Some(guid::random()?))?;
+        let vm = self.start(&self.another_machine()?)?;
         self.restores += 1;
         Ok(vm)
     }
 
-    fn start(&self, guid: Option<String>) -> Result<(Vm, Machine)> {
-        let machine = Machine {
-            guid,
-            ..self.machine.clone()
-        };
+    /// The same machine, with a new generation.
+    fn another_machine(&self) -> Result<Machine> {
+        let machine = self.machine.clone();
+        Ok(Machine {
+            guid: machine.guid.map(|_| guid::random()).transpose()?,
+            vmclock: machine.vmclock.map(Vmclock::next),
+            ..machine
+        })
+    }
+
+    fn start(&self, machine: &Machine) -> Result<Vm> {
         let folder = self.folder.path().join((self.restores + 1).to_string());
-        let vm = Vm::restore(&self.environment.tree, &machine, &folder, &self.path)?;
-        Ok((vm, machine))
+        Vm::restore(&self.environment.tree, machine, &folder, &self.path)
     }
 }
 

@@ -68,13 +68,13 @@ ls "$build"/drivers/virt/sysgenid/sysgenid.o "$build"/drivers/virt/sysgenid/sysg
 "#;
 
 fn builds_in_tree(context: &Context<'_>) -> Result<()> {
-    let kernel = &context.environment()?.kernel;
+    let folder = &context.environment()?.modules()?.build_folder;
     run(
         context,
         "build drivers/virt/sysgenid/",
         "in-tree",
         BUILD_IN_TREE,
-        &[kernel.source(), kernel.build()],
+        &[folder.source(), folder.build()],
     )
 }
 
@@ -92,13 +92,13 @@ ls sysgenid.ko sysgenid_vmfork.ko sysgenid_acpi.ko
 "#;
 
 fn builds_out_of_tree(context: &Context<'_>) -> Result<()> {
-    let kernel = &context.environment()?.kernel;
+    let folder = &context.environment()?.modules()?.build_folder;
     run(
         context,
         "build a copy of kernel/",
         "out-of-tree",
         BUILD_OUT_OF_TREE,
-        &[kernel.build()],
+        &[folder.build()],
     )
 }
 
@@ -122,6 +122,6 @@ fn run(
             .args(folders)
             .arg(context.cache.repository().join("kernel"))
             .arg("make")
-            .args(environment.kernel.make_arguments()),
+            .args(environment.modules()?.build_folder.make_arguments()),
     )
 }

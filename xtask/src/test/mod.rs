@@ -2,15 +2,20 @@
 
 //! `cargo xtask test`: everything that CI checks, in one command.
 //!
-//! `checks` needs neither root nor network. The other files each prove one subject in guests.
+//! `checks` needs neither root nor network; `host_daemon` needs root, and is skipped without. The other files
+//! each prove one subject in guests.
 
 mod checks;
 mod conformance;
+mod daemon;
 mod firmware;
 mod guest;
+mod host_daemon;
 mod in_tree;
+mod known_limits;
 mod lifetime;
 mod restore;
+mod suite;
 mod user_space;
 
 use std::cell::OnceCell;
@@ -18,12 +23,14 @@ use std::time::Duration;
 use std::time::Instant;
 
 use anyhow::Result;
+use anyhow::anyhow;
 use anyhow::bail;
 use clap::Args;
 
 use crate::cache::Cache;
 use crate::environment::Environment;
 use crate::kernel::Choice;
+use crate::programs::Programs;
 use crate::progress::Step;
 use crate::table;
 
@@ -32,7 +39,7 @@ use crate::table;
 pub(crate) struct Options {
     #[command(flatten)]
     choice: Choice,
-    /// Only the part that needs no root, no network and no guest
+    /// Only the part that needs no network and no guest; what needs root is skipped without
     #[arg(long)]
     no_vm: bool,
     /// Only the tests whose names contain this
@@ -55,25 +62,81 @@ impl Test {
     }
 }
 
-/// What tests share.
+/// What tests share. What could not be prepared is not tried again for each test.
 pub(crate) struct Context<'a> {
     cache: &'a Cache,
     choice: &'a Choice,
-    /// The reason if it could not be prepared, so that it is not tried again for each test.
-    environment: OnceCell<Result<Environment, String>>,
+    programs: OnceCell<Result<Programs, String>>,
+    with_driver: OnceCell<Result<Environment, String>>,
+    without_driver: OnceCell<Result<Environment, String>>,
+    stock: OnceCell<Result<Environment, String>>,
 }
 
-impl Context<'_> {
-    /// The tree, the kernel and the modules, prepared when the first test asks for them.
-    pub(crate) fn environment(&self) -> Result<&Environment> {
-        let prepared = self.environment.get_or_init(|| {
-            Environment::with_driver(self.cache, self.choice).map_err(|error| format!("{error:#}"))
-        });
-        match prepared {
-            Ok(environment) => Ok(environment),
-            Err(reason) => bail!("no guest can be started: {reason}"),
+impl<'a> Context<'a> {
+    fn new(cache: &'a Cache, choice: &'a Choice) -> Self {
+        Self {
+            cache,
+            choice,
+            programs: OnceCell::new(),
+            with_driver: OnceCell::new(),
+            without_driver: OnceCell::new(),
+            stock: OnceCell::new(),
         }
     }
+
+    /// Our programs, built when the first test asks for them.
+    pub(crate) fn programs(&self) -> Result<&Programs> {
+        once(&self.programs, || Programs::build(self.cache))
+    }
+
+    /// The tree, the kernel and the modules, prepared when the first test asks for them.
+    pub(crate) fn environment(&self) -> Result<&Environment> {
+        once(&self.with_driver, || {
+            Environment::with_driver(self.cache, self.choice, self.programs()?)
+        })
+    }
+
+    /// The same kernel, without the modules.
+    pub(crate) fn without_driver(&self) -> Result<&Environment> {
+        once(&self.without_driver, || {
+            self.environment()?.but_without_driver(self.cache)
+        })
+    }
+
+    /// The kernel that Debian's release itself has, which needs no Rust.
+    pub(crate) fn stock(&self) -> Result<&Environment> {
+        once(&self.stock, || {
+            let choice = Choice {
+                kernel: None,
+                ..self.choice.clone()
+            };
+            Environment::without_driver(self.cache, &choice, self.programs()?)
+        })
+    }
+}
+
+/// What was prepared the first time, or why it could not be.
+fn once<T>(cell: &OnceCell<Result<T, String>>, prepare: impl FnOnce() -> Result<T>) -> Result<&T> {
+    let prepared = cell.get_or_init(|| prepare().map_err(|error| format!("{error:#}")));
+    prepared.as_ref().map_err(|reason| anyhow!("{reason}"))
+}
+
+/// Why a test proves nothing here.
+#[derive(Debug, thiserror::Error)]
+#[error("skipped: {0}")]
+struct Skipped(&'static str);
+
+/// Ends a test that cannot run here. It neither passes nor fails.
+pub(crate) fn skip(reason: &'static str) -> Result<()> {
+    Err(Skipped(reason).into())
+}
+
+/// How a test ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Passed,
+    Skipped,
+    Failed,
 }
 
 /// Runs the tests, prints a table of them, and fails if one failed.
@@ -85,8 +148,10 @@ pub(crate) fn run(cache: &Cache, options: &Options) -> Result<()> {
         lifetime::TESTS,
         user_space::TESTS,
         firmware::TESTS,
+        daemon::TESTS,
     ];
-    let groups = std::iter::once(checks::TESTS)
+    let groups = [checks::TESTS, host_daemon::TESTS]
+        .into_iter()
         .chain(guest_tests.iter().copied().filter(|_| !options.no_vm));
     let wanted = |test: &&Test| {
         options
@@ -105,46 +170,61 @@ pub(crate) fn run(cache: &Cache, options: &Options) -> Result<()> {
         bail!("no test has such a name; cargo xtask test --list names them");
     }
 
-    let context = Context {
-        cache,
-        choice: &options.choice,
-        environment: OnceCell::new(),
-    };
+    let context = Context::new(cache, &options.choice);
     let mut results = Vec::new();
     for (index, test) in tests.iter().enumerate() {
         let step = Step::start(&format!("[{}/{}] {}", index + 1, tests.len(), test.name));
         let started = Instant::now();
         let result = (test.run)(&context);
         let duration = started.elapsed();
-        match &result {
-            Ok(()) => step.done(),
+        let end = match &result {
+            Ok(()) => {
+                step.done();
+                End::Passed
+            }
+            Err(error) if error.is::<Skipped>() => {
+                step.done();
+                eprintln!("   {error:#}");
+                End::Skipped
+            }
             Err(error) => {
                 step.failed();
                 eprintln!("{error:#}\n");
+                End::Failed
             }
-        }
-        results.push((test.name, result.is_ok(), duration));
+        };
+        results.push((test.name, end, duration));
     }
     summarise(&results)
 }
 
-fn summarise(results: &[(&str, bool, Duration)]) -> Result<()> {
+fn summarise(results: &[(&str, End, Duration)]) -> Result<()> {
     let mut table = table::new(["test", "result", "seconds"]);
-    for (name, passed, duration) in results {
+    for (name, end, duration) in results {
         table.add_row([
             (*name).to_owned(),
-            if *passed { "ok" } else { "FAILED" }.to_owned(),
+            match end {
+                End::Passed => "ok",
+                End::Skipped => "skipped",
+                End::Failed => "FAILED",
+            }
+            .to_owned(),
             format!("{:.1}", duration.as_secs_f64()),
         ]);
     }
     table::align_right(&mut table, [2]);
-    let failed = results.iter().filter(|(_, passed, _)| !passed).count();
+    let count = |end: End| results.iter().filter(|result| result.1 == end).count();
+    let failed = count(End::Failed);
     println!("\n{table}\n");
     if failed > 0 {
         // The reasons stand above; this is for whoever reads only the end.
         eprintln!("the logs of builds are in the cache folder, under logs/");
     }
-    println!("{} passed, {failed} failed", results.len() - failed);
+    print!("{} passed, {failed} failed", count(End::Passed));
+    match count(End::Skipped) {
+        0 => println!(),
+        skipped => println!(", {skipped} skipped"),
+    }
     if failed > 0 {
         std::process::exit(1);
     }

@@ -82,9 +82,7 @@ fn uevents(context: &Context<'_>) -> Result<()> {
 
 fn module_info(context: &Context<'_>) -> Result<()> {
     let environment = context.environment()?;
-    let Some(modules) = &environment.modules else {
-        anyhow::bail!("this environment has no modules");
-    };
+    let modules = environment.modules()?;
     for name in modules::NAMES {
         let file = modules.file(name);
         let file = file.to_string_lossy();
