@@ -9,6 +9,8 @@
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 
 use anyhow::Context;
@@ -18,8 +20,6 @@ use rustix::event::EventfdFlags;
 use rustix::event::epoll;
 use rustix::event::eventfd;
 use rustix::io::Errno;
-use rustix::process::Resource;
-use rustix::process::Rlimit;
 use rustix::time::Itimerspec;
 use rustix::time::TimerfdClockId;
 use rustix::time::TimerfdFlags;
@@ -31,11 +31,9 @@ use sysgenid_core::abi;
 use sysgenid_guest::measurement::Measurement;
 
 use crate::clock::monotonic_ns;
+use crate::limits::allow_many_files;
 use crate::node::Node;
 use crate::node::Page;
-
-/// The node that is measured; the other one takes the same ways.
-const NODE: &str = "/dev/sysgenid";
 
 /// How many short operations one sample is the average of.
 const BATCH: u32 = 64;
@@ -48,6 +46,9 @@ const SAMPLES: usize = 500;
 
 /// How many watchers a bump is measured with.
 const WATCHERS: [usize; 5] = [0, 10, 100, 1000, 10_000];
+
+/// How many watchers one event loop serves.
+const IN_ONE_LOOP: usize = 1000;
 
 /// One that does the work: takes one sample, in nanoseconds for the whole batch.
 struct Candidate<'a> {
@@ -76,25 +77,24 @@ impl<'a> Candidate<'a> {
     }
 }
 
-/// Measures everything and prints it as JSON.
-pub(crate) fn run(name: &str) -> Result<()> {
-    let limit = Rlimit {
-        current: Some(32_768),
-        maximum: Some(32_768),
-    };
-    rustix::process::setrlimit(Resource::Nofile, limit).context("cannot raise the file limit")?;
+/// Measures a node, which is called `name` in the results, with up to so many watchers, and prints the
+/// results as JSON. The other node takes the same ways.
+pub(crate) fn run(name: &str, node: &str, most_watchers: usize) -> Result<()> {
+    allow_many_files()?;
     let mut bench = Bench {
         name,
+        node,
         results: Vec::new(),
     };
     bench.probe()?;
     bench.calls()?;
     bench.open_and_close()?;
     bench.wake_up()?;
-    for watchers in WATCHERS {
+    for watchers in WATCHERS.into_iter().filter(|&count| count <= most_watchers) {
         bench.bump(watchers)?;
         bench.everybody_done(watchers)?;
     }
+    bench.event_loop_done()?;
     println!("{}", serde_json::to_string(&bench.results)?);
     Ok(())
 }
@@ -102,6 +102,8 @@ pub(crate) fn run(name: &str) -> Result<()> {
 struct Bench<'a> {
     /// What to call the node among the candidates.
     name: &'a str,
+    /// Its path.
+    node: &'a str,
     results: Vec<Measurement>,
 }
 
@@ -144,31 +146,42 @@ impl Bench<'_> {
     }
 
     fn probe(&mut self) -> Result<()> {
-        /// A load takes less than a system call by orders of magnitude.
-        const LOADS: u32 = 10_000;
-        let page = Page::map(NODE)?;
+        /// A load takes less than a nanosecond, so this many are one operation.
+        const LOADS: u32 = 1000;
+        /// A system call takes so much longer that fewer are enough.
+        const CALLS: u32 = 10;
+        let page = Page::map(self.node)?;
+        let own = AtomicU32::new(0);
         let counter = eventfd(0, EventfdFlags::NONBLOCK)?;
-        let mine = Candidate::new(self.name, LOADS, || {
-            std::hint::black_box(page.generation());
+        let mine = Candidate::new(self.name, BATCH, || {
+            for _ in 0..LOADS {
+                std::hint::black_box(page.generation());
+            }
+            Ok(())
+        });
+        let plain = Candidate::new("load of own memory", BATCH, || {
+            for _ in 0..LOADS {
+                std::hint::black_box(std::hint::black_box(&own).load(Ordering::Acquire));
+            }
             Ok(())
         });
         let call = Candidate::timed("eventfd read", || {
             let start = monotonic_ns();
-            for _ in 0..LOADS / 100 {
+            for _ in 0..CALLS {
                 expect_again(read_counter(&counter))?;
             }
-            Ok((monotonic_ns() - start) * 100)
+            Ok((monotonic_ns() - start) * u64::from(LOADS / CALLS * BATCH))
         });
         self.compare(
-            "probe: has it changed? (mapped load)",
+            "1000 probes: has it changed? (mapped loads)",
             200,
-            LOADS,
-            vec![call, mine],
+            BATCH,
+            vec![call, plain, mine],
         )
     }
 
     fn calls(&mut self) -> Result<()> {
-        let node = Node::open_nonblocking(NODE)?;
+        let node = Node::open_nonblocking(self.node)?;
         let counter = eventfd(0, EventfdFlags::NONBLOCK)?;
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK)?;
         let read = Candidate::new(self.name, BATCH, || expect_again(node.read().map(drop)));
@@ -180,7 +193,7 @@ impl Bench<'_> {
         )?;
 
         // Outdated once and for all: every read returns the generation until it is acknowledged.
-        let outdated = Node::open_nonblocking(NODE)?;
+        let outdated = Node::open_nonblocking(self.node)?;
         outdated.bump()?;
         let full = eventfd(u32::MAX, EventfdFlags::NONBLOCK | EventfdFlags::SEMAPHORE)?;
         self.compare(
@@ -220,7 +233,7 @@ impl Bench<'_> {
             ),
         ];
         // A wait is refused to a caller that is outdated itself.
-        let fresh = Node::open_nonblocking(NODE)?;
+        let fresh = Node::open_nonblocking(self.node)?;
         for (work, request, argument) in quick {
             let fresh = &fresh;
             let candidate = Candidate::new(self.name, BATCH, move || {
@@ -249,8 +262,8 @@ impl Bench<'_> {
             )?;
         }
         // The generation cannot change meanwhile: nobody else is here.
-        let acknowledging = Node::open_nonblocking(NODE)?;
-        let generation = Page::map(NODE)?.generation();
+        let acknowledging = Node::open_nonblocking(self.node)?;
+        let generation = Page::map(self.node)?.generation();
         self.compare(
             "acknowledge (write)",
             SAMPLES,
@@ -278,7 +291,7 @@ impl Bench<'_> {
                 Ok(())
             }),
             Candidate::new(self.name, BATCH, || {
-                drop(Node::open(NODE)?);
+                drop(Node::open(self.node)?);
                 Ok(())
             }),
         ];
@@ -292,8 +305,8 @@ impl Bench<'_> {
 
     /// From the signal to the return of a reader that slept in `read`.
     fn wake_up(&mut self) -> Result<()> {
-        let node = Node::open(NODE)?;
-        let trigger = Node::open(NODE)?;
+        let node = Node::open(self.node)?;
+        let trigger = Node::open(self.node)?;
         let counter = eventfd(0, EventfdFlags::empty())?;
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::empty())?;
         std::thread::scope(|scope| {
@@ -324,10 +337,10 @@ impl Bench<'_> {
     /// A bump with so many watchers: open ones, and ones that are registered with an epoll instance
     /// each time. With an eventfd the same: so many descriptors of one, registered alike.
     fn bump(&mut self, watchers: usize) -> Result<()> {
-        let trigger = Node::open(NODE)?;
+        let trigger = Node::open(self.node)?;
         let samples = samples_for(watchers);
         {
-            let _open = open_watchers(watchers)?;
+            let _open = open_watchers(self.node, watchers)?;
             let counter = eventfd(0, EventfdFlags::NONBLOCK)?;
             let _copies = copies(&counter, watchers)?;
             let candidates = vec![
@@ -340,7 +353,7 @@ impl Bench<'_> {
         if watchers == 0 {
             return Ok(());
         }
-        let open = open_watchers(watchers)?;
+        let open = open_watchers(self.node, watchers)?;
         let _node_events = register(&open)?;
         let counter = eventfd(0, EventfdFlags::NONBLOCK)?;
         let copies = copies(&counter, watchers)?;
@@ -356,8 +369,8 @@ impl Bench<'_> {
     /// From a bump until a wait for everybody returns: each of the watchers reads and acknowledges, one
     /// after the other. With eventfds: each of as many is signalled and read.
     fn everybody_done(&mut self, watchers: usize) -> Result<()> {
-        let trigger = Node::open_nonblocking(NODE)?;
-        let tracked = open_watchers(watchers)?;
+        let trigger = Node::open_nonblocking(self.node)?;
+        let tracked = open_watchers(self.node, watchers)?;
         for watcher in &tracked {
             watcher.ioctl(abi::SYSGENID_SET_WATCHER_TRACKING, 1)?;
         }
@@ -387,6 +400,60 @@ impl Bench<'_> {
         let work = format!("bump until all of {watchers} have acknowledged");
         self.compare(&work, samples_for(watchers), 1, candidates)
     }
+
+    /// The same, where one event loop serves all the watchers as each becomes ready.
+    fn event_loop_done(&mut self) -> Result<()> {
+        let trigger = Node::open_nonblocking(self.node)?;
+        let tracked = open_watchers(self.node, IN_ONE_LOOP)?;
+        for watcher in &tracked {
+            watcher.ioctl(abi::SYSGENID_SET_WATCHER_TRACKING, 1)?;
+        }
+        let node_events = register(&tracked)?;
+        let counters = (0..IN_ONE_LOOP)
+            .map(|_| eventfd(0, EventfdFlags::NONBLOCK))
+            .collect::<rustix::io::Result<Vec<_>>>()?;
+        let counter_events = register(&counters)?;
+        let candidates = vec![
+            Candidate::timed("eventfd write, read", || {
+                let start = monotonic_ns();
+                for counter in &counters {
+                    signal(counter)?;
+                }
+                serve(&counter_events, counters.len(), |index| {
+                    Ok(read_counter(&counters[index])?)
+                })?;
+                Ok(monotonic_ns() - start)
+            }),
+            Candidate::timed(self.name, || {
+                let start = monotonic_ns();
+                trigger.bump()?;
+                serve(&node_events, tracked.len(), |index| {
+                    let watcher = &tracked[index];
+                    Ok(watcher.acknowledge(watcher.read()?)?)
+                })?;
+                trigger.acknowledge(trigger.read()?)?;
+                trigger.wait_for_everybody(0)?;
+                Ok(monotonic_ns() - start)
+            }),
+        ];
+        let work = format!("bump until an event loop has acknowledged for {IN_ONE_LOOP}");
+        self.compare(&work, samples_for(IN_ONE_LOOP), 1, candidates)
+    }
+}
+
+/// Waits until every descriptor of an epoll instance was ready once, and does something for each.
+fn serve(events: &OwnedFd, count: usize, mut each: impl FnMut(usize) -> Result<()>) -> Result<()> {
+    let mut ready = Vec::with_capacity(count);
+    let mut served = 0;
+    while served < count {
+        ready.clear();
+        epoll::wait(events, rustix::buffer::spare_capacity(&mut ready), None)?;
+        for event in &ready {
+            each(usize::try_from(event.data.u64())?)?;
+            served += 1;
+        }
+    }
+    Ok(())
 }
 
 /// A short call of the node, beside the cheapest calls of the yardsticks.
@@ -456,9 +523,9 @@ fn samples_for(watchers: usize) -> usize {
     (100_000 / watchers.max(1)).clamp(30, SAMPLES)
 }
 
-fn open_watchers(count: usize) -> Result<Vec<Node>> {
+fn open_watchers(node: &str, count: usize) -> Result<Vec<Node>> {
     (0..count)
-        .map(|_| Ok(Node::open_nonblocking(NODE)?))
+        .map(|_| Ok(Node::open_nonblocking(node)?))
         .collect()
 }
 
@@ -468,11 +535,11 @@ fn copies(fd: &OwnedFd, count: usize) -> Result<Vec<OwnedFd>> {
 
 fn register(fds: &[impl AsFd]) -> Result<OwnedFd> {
     let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    for fd in fds {
+    for (index, fd) in (0..).zip(fds) {
         epoll::add(
             &events,
             fd,
-            epoll::EventData::new_u64(0),
+            epoll::EventData::new_u64(index),
             epoll::EventFlags::IN,
         )?;
     }

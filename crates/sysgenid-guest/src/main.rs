@@ -7,6 +7,8 @@ mod bench;
 mod cast;
 mod clock;
 mod compat;
+mod footprint;
+mod limits;
 mod node;
 mod probes;
 
@@ -56,11 +58,17 @@ enum Program {
     Uevents,
     /// Make the ioctls as a 32-bit program does
     Compat { node: String },
-    /// Measure the module beside eventfd and timerfd, and print JSON
+    /// Measure a node beside eventfd and timerfd, and print JSON
     Bench {
-        /// What to call the module in the results
+        /// What to call the node's front end in the results
         name: String,
+        #[arg(long, default_value = node::UNTRACKED_NODE)]
+        node: String,
+        #[arg(long, default_value_t = 10_000)]
+        most_watchers: usize,
     },
+    /// Measure what the process that serves a node takes of the machine, and print JSON
+    Footprint { node: String, process: u32 },
     /// Wait until a file has a line with a text
     Await {
         file: String,
@@ -83,7 +91,12 @@ fn main() -> Result<()> {
         Program::DrawOnChange { node } => probes::draw_on_change(&node),
         Program::Uevents => probes::uevents(),
         Program::Compat { node } => probes::compat(&node),
-        Program::Bench { name } => bench::run(&name),
+        Program::Bench {
+            name,
+            node,
+            most_watchers,
+        } => bench::run(&name, &node, most_watchers),
+        Program::Footprint { node, process } => footprint::run(&node, process),
         Program::Await {
             file,
             text,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What the benchmark reports.
+//! What the benchmarks report.
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -20,4 +20,24 @@ pub struct Measurement {
     pub median_ns: u64,
     /// The 99th percentile, likewise.
     pub p99_ns: u64,
+}
+
+/// What the process that serves a node takes of the machine.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Footprint {
+    /// Its resident memory with different numbers of watchers.
+    pub memory: Vec<Memory>,
+    /// How often it was woken in [`idle_seconds`](Self::idle_seconds) in which nobody wanted anything of it.
+    pub idle_wake_ups: u64,
+    /// For how long that was counted.
+    pub idle_seconds: u64,
+}
+
+/// Resident memory with so many watchers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Memory {
+    /// How many watchers were open.
+    pub watchers: u64,
+    /// The resident memory, in bytes.
+    pub resident_bytes: u64,
 }
