@@ -288,7 +288,7 @@ impl Daemon {
         self.reconcile();
         self.follow_host();
         for index in 0..self.instances.len() {
-            self.answer_triggers(index);
+            self.go_on(index);
         }
         if self.config.publish {
             self.publish()?;
@@ -561,11 +561,7 @@ impl Daemon {
                 Ok(Received::Request(request)) => {
                     let instance = &mut served.instance;
                     instance.handle(&request, &self.announcer, &self.backend_reports);
-                    if instance.owes_answers() {
-                        // Whoever changed the host's generation finds it changed everywhere.
-                        self.follow_host();
-                        self.answer_triggers(index);
-                    }
+                    self.go_on(index);
                 }
                 Ok(Received::Nothing) => return None,
                 Ok(Received::Gone) => {
@@ -585,24 +581,32 @@ impl Daemon {
         None
     }
 
-    fn answer_triggers(&mut self, index: usize) {
-        if let Some(Some(served)) = self.instances.get_mut(index) {
-            served.instance.answer_triggers();
+    /// Answers what an instance has put off. Whoever changed the host's generation then finds it changed
+    /// everywhere.
+    fn go_on(&mut self, index: usize) {
+        while let Some(Some(served)) = self.instances.get(index)
+            && served.instance.is_held_up()
+        {
+            self.follow_host();
+            if let Some(Some(served)) = self.instances.get_mut(index) {
+                served
+                    .instance
+                    .go_on(&self.announcer, &self.backend_reports);
+            }
         }
     }
 
     fn renewed(&mut self) {
         for name in self.announcer.finished() {
-            let served = self
-                .instances
-                .iter_mut()
-                .flatten()
-                .find(|served| served.name.as_str() == name);
-            if let Some(served) = served {
-                served
-                    .instance
-                    .renewed(&self.announcer, &self.backend_reports);
+            let is_named =
+                |served: &Option<Served>| served.as_ref().is_some_and(|s| s.name.as_str() == name);
+            let Some(index) = self.instances.iter().position(is_named) else {
+                continue;
+            };
+            if let Some(served) = &mut self.instances[index] {
+                served.instance.renewed();
             }
+            self.go_on(index);
         }
     }
 

@@ -106,11 +106,13 @@ pub struct Instance {
     reports: HashMap<u64, Vec<u8>>,
     /// A watcher whose opener may never have heard of it, until when that is unclear, and when to look.
     doubt: Option<(Handle, u64, u64)>,
-    /// How many renewals of the page are under way. While any is, requests are put off.
+    /// How many renewals of the page are under way.
     renewals: usize,
+    /// The trigger that has been carried out, and is to be answered once everybody else is told.
+    trigger: Option<Unique>,
+    /// What came while one of these was pending, and was put off. So a trigger is answered before another
+    /// is carried out: the state remembers only the last.
     deferred: Vec<Vec<u8>>,
-    /// Triggers that have been carried out, and are to be answered once everybody else is told.
-    triggers: Vec<Unique>,
     /// Whether kernel and daemon have agreed on how to talk.
     agreement: Agreement,
 }
@@ -182,7 +184,7 @@ impl Instance {
             doubt: None,
             renewals: 0,
             deferred: Vec::new(),
-            triggers: Vec::new(),
+            trigger: None,
             agreement: Agreement::Pending,
         }
     }
@@ -365,31 +367,31 @@ impl Instance {
         );
     }
 
-    /// A renewal is done: whoever was put off gets an answer.
-    pub fn renewed(&mut self, announcer: &Announcer, backends: &[report::Backend]) {
+    /// A renewal is done.
+    pub fn renewed(&mut self) {
         self.renewals = self.renewals.saturating_sub(1);
+        if !self.is_renewing() {
+            self.wake_everybody();
+        }
+    }
+
+    /// Whether [`go_on`](Self::go_on) has something to do.
+    pub fn is_held_up(&self) -> bool {
+        !self.is_renewing() && (self.trigger.is_some() || !self.deferred.is_empty())
+    }
+
+    /// Answers whoever caused a change, and then those who were put off. Whatever follows from the change
+    /// shall have happened before. Afterwards it may be held up again.
+    pub fn go_on(&mut self, announcer: &Announcer, backends: &[report::Backend]) {
         if self.is_renewing() {
             return;
         }
-        self.wake_everybody();
-        self.answer_triggers();
+        if let Some(trigger) = self.trigger.take() {
+            self.answer_ioctl(trigger, 0);
+        }
         for bytes in std::mem::take(&mut self.deferred) {
             if let Ok(request) = Request::parse(&bytes) {
                 self.handle(&request, announcer, backends);
-            }
-        }
-    }
-
-    /// Whether a trigger waits for [`answer_triggers`](Self::answer_triggers).
-    pub fn owes_answers(&self) -> bool {
-        !self.triggers.is_empty() && !self.is_renewing()
-    }
-
-    /// Answers those who caused a change. Whatever follows from it shall have happened before.
-    pub fn answer_triggers(&mut self) {
-        if !self.is_renewing() {
-            for trigger in std::mem::take(&mut self.triggers) {
-                self.answer_ioctl(trigger, 0);
             }
         }
     }
@@ -558,7 +560,7 @@ impl Instance {
         backends: &[report::Backend],
     ) {
         let unique = request.unique;
-        if self.is_renewing()
+        if (self.is_renewing() || self.trigger.is_some())
             && !matches!(
                 request.operation,
                 Operation::Read {
@@ -727,11 +729,13 @@ impl Instance {
         }
         let file = File::at(inode)?;
         let [sysgenid, vmgenid] = self.settings.access;
-        let access = match file {
-            File::Node(Node::Vmgenid) => vmgenid,
-            _ => sysgenid,
-        };
-        Some(node::attributes(file, access))
+        Some(match file {
+            File::Node(Node::Sysgenid) => node::attributes(Node::Sysgenid, sysgenid),
+            File::Node(Node::Vmgenid) => node::attributes(Node::Vmgenid, vmgenid),
+            File::Watchers | File::Status | File::Metrics => {
+                node::report_attributes(file, report::longest(self.watchers()))
+            }
+        })
     }
 
     fn look_up(&self, unique: Unique, folder: u64, name: &[u8]) {
@@ -743,8 +747,8 @@ impl Instance {
                 unique,
                 &wire::EntryOut {
                     nodeid: file.inode(),
-                    entry_valid: VALID,
-                    attr_valid: VALID,
+                    entry_valid: valid(file.inode()),
+                    attr_valid: valid(file.inode()),
                     attr,
                     ..wire::EntryOut::default()
                 },
@@ -911,7 +915,7 @@ impl Instance {
                 }
             }
             Ioctl::Trigger { .. } if self.record.trigger == unique.identity() => {
-                self.answer_ioctl(unique, 0);
+                self.trigger = Some(unique);
             }
             Ioctl::Trigger { minimum } => {
                 let capable = self.settings.owner.judges_capable(request.tid);
@@ -920,7 +924,7 @@ impl Instance {
                         self.carry_out(change, announcer, |record| {
                             record.trigger = unique.identity();
                         });
-                        self.triggers.push(unique);
+                        self.trigger = Some(unique);
                     }
                     Err(error) => self.connection.refuse(unique, errno(error)),
                 }
@@ -1092,9 +1096,17 @@ impl Instance {
     }
 }
 
+/// How long the kernel may remember the name and attributes of a file. The size of a report changes.
+fn valid(inode: u64) -> u64 {
+    match File::at(inode) {
+        Some(File::Node(_)) | None => VALID,
+        Some(File::Watchers | File::Status | File::Metrics) => 0,
+    }
+}
+
 fn attributes_answer(attr: wire::Attr) -> wire::AttrOut {
     wire::AttrOut {
-        attr_valid: VALID,
+        attr_valid: valid(attr.ino),
         attr,
         ..wire::AttrOut::default()
     }

@@ -108,23 +108,33 @@ pub(crate) fn folder_attributes() -> Attr {
     }
 }
 
-/// The attributes of a file. `access` is that of a node; the others are for everybody to read.
-pub(crate) fn attributes(file: File, access: Access) -> Attr {
-    let mut attributes = Attr {
+/// The attributes of a node.
+pub(crate) fn attributes(node: Node, access: Access) -> Attr {
+    let file = File::Node(node);
+    Attr {
         ino: file.inode(),
         nlink: 1,
         blksize: 4096,
+        // What can be mapped. A write within the size also needs no lock of the file.
+        size: PAGE as u64,
+        mode: REGULAR | access.mode,
+        uid: access.uid,
+        gid: access.gid,
+        ..Attr::default()
+    }
+}
+
+/// The attributes of a report, which everybody may read. Its size is not known before it is written, but
+/// some programs (busybox's `cat`) read no more than the size: it is at least that of the text.
+pub(crate) fn report_attributes(file: File, longest: u64) -> Attr {
+    Attr {
+        ino: file.inode(),
+        nlink: 1,
+        blksize: 4096,
+        size: longest,
         mode: REGULAR | 0o444,
         ..Attr::default()
-    };
-    if let File::Node(_) = file {
-        // The size is that of what can be mapped. A write within the size also needs no lock of the file.
-        attributes.size = PAGE as u64;
-        attributes.mode = REGULAR | access.mode;
-        attributes.uid = access.uid;
-        attributes.gid = access.gid;
     }
-    attributes
 }
 
 /// The errno of the contract.

@@ -23,6 +23,13 @@ pub struct Backend {
     pub description: String,
 }
 
+/// The most bytes that any report about this many watchers has.
+pub fn longest(watchers: usize) -> u64 {
+    const OF_A_WATCHER: usize = 128;
+    const OF_THE_REST: usize = 16 * 1024;
+    u64::try_from(watchers * OF_A_WATCHER + OF_THE_REST).unwrap_or(u64::MAX)
+}
+
 /// A line a watcher: the process that opened the node, whether it is tracked, the generation that it
 /// acknowledged, for how long it has been outdated, the node, and the program.
 pub fn watchers(instance: &Instance) -> String {
