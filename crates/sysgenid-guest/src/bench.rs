@@ -41,9 +41,6 @@ const BATCH: u32 = 64;
 /// The same for bumps, which take longer.
 const BUMP_BATCH: u32 = 8;
 
-/// How many samples of short operations are taken.
-const SAMPLES: usize = 500;
-
 /// How many watchers a bump is measured with.
 const WATCHERS: [usize; 5] = [0, 10, 100, 1000, 10_000];
 
@@ -77,13 +74,14 @@ impl<'a> Candidate<'a> {
     }
 }
 
-/// Measures a node, which is called `name` in the results, with up to so many watchers, and prints the
-/// results as JSON. The other node takes the same ways.
-pub(crate) fn run(name: &str, node: &str, most_watchers: usize) -> Result<()> {
+/// Measures a node, which is called `name` in the results, with up to so many watchers and so many samples
+/// of short operations, and prints the results as JSON. The other node takes the same ways.
+pub(crate) fn run(name: &str, node: &str, most_watchers: usize, samples: usize) -> Result<()> {
     allow_many_files()?;
     let mut bench = Bench {
         name,
         node,
+        samples,
         results: Vec::new(),
     };
     bench.probe()?;
@@ -104,6 +102,8 @@ struct Bench<'a> {
     name: &'a str,
     /// Its path.
     node: &'a str,
+    /// How many samples of short operations are taken.
+    samples: usize,
     results: Vec<Measurement>,
 }
 
@@ -143,6 +143,12 @@ impl Bench<'_> {
         eprintln!("{work}");
         std::io::stderr().flush()?;
         Ok(())
+    }
+
+    /// How many samples are taken with so many watchers: fewer if each takes long.
+    fn samples_for(&self, watchers: usize) -> usize {
+        const FEW: usize = 30;
+        (100_000 / watchers.max(1)).clamp(FEW.min(self.samples), self.samples)
     }
 
     fn probe(&mut self) -> Result<()> {
@@ -187,7 +193,7 @@ impl Bench<'_> {
         let read = Candidate::new(self.name, BATCH, || expect_again(node.read().map(drop)));
         self.compare(
             "non-blocking read, nothing new",
-            SAMPLES,
+            self.samples,
             BATCH,
             beside_reads(&counter, &timer, read),
         )?;
@@ -198,7 +204,7 @@ impl Bench<'_> {
         let full = eventfd(u32::MAX, EventfdFlags::NONBLOCK | EventfdFlags::SEMAPHORE)?;
         self.compare(
             "non-blocking read, something new",
-            SAMPLES,
+            self.samples,
             BATCH,
             vec![
                 Candidate::new("eventfd read", BATCH, || Ok(read_counter(&full)?)),
@@ -241,7 +247,7 @@ impl Bench<'_> {
                 Ok(())
             });
             let candidates = beside_reads(&counter, &timer, candidate);
-            self.compare(work, SAMPLES, BATCH, candidates)?;
+            self.compare(work, self.samples, BATCH, candidates)?;
         }
         for (work, request) in [
             ("ioctl FORCE_GEN_UPDATE", abi::VMGENID_FORCE_GEN_UPDATE),
@@ -249,7 +255,7 @@ impl Bench<'_> {
         ] {
             self.compare(
                 work,
-                SAMPLES,
+                self.samples,
                 BUMP_BATCH,
                 vec![
                     Candidate::new("eventfd write", BUMP_BATCH, || signal(&counter)),
@@ -266,7 +272,7 @@ impl Bench<'_> {
         let generation = Page::map(self.node)?.generation();
         self.compare(
             "acknowledge (write)",
-            SAMPLES,
+            self.samples,
             BATCH,
             vec![
                 Candidate::new("eventfd write", BATCH, || signal(&counter)),
@@ -297,7 +303,7 @@ impl Bench<'_> {
         ];
         self.compare(
             "open and close (a node has a path to look up)",
-            SAMPLES,
+            self.samples,
             BATCH,
             candidates,
         )
@@ -323,7 +329,12 @@ impl Bench<'_> {
                 Candidate::timed("timerfd", || timer_reader.wake(|| expire(&timer))),
                 Candidate::timed(self.name, || node_reader.wake(|| Ok(trigger.bump()?))),
             ];
-            let result = self.compare("wake-up of one sleeping reader", SAMPLES, 1, candidates);
+            let result = self.compare(
+                "wake-up of one sleeping reader",
+                self.samples,
+                1,
+                candidates,
+            );
             if result.is_err() {
                 // A reader may sleep that nobody was going to wake, and it is waited for.
                 let _ = signal(&counter);
@@ -338,7 +349,7 @@ impl Bench<'_> {
     /// each time. With an eventfd the same: so many descriptors of one, registered alike.
     fn bump(&mut self, watchers: usize) -> Result<()> {
         let trigger = Node::open(self.node)?;
-        let samples = samples_for(watchers);
+        let samples = self.samples_for(watchers);
         {
             let _open = open_watchers(self.node, watchers)?;
             let counter = eventfd(0, EventfdFlags::NONBLOCK)?;
@@ -398,7 +409,7 @@ impl Bench<'_> {
             }),
         ];
         let work = format!("bump until all of {watchers} have acknowledged");
-        self.compare(&work, samples_for(watchers), 1, candidates)
+        self.compare(&work, self.samples_for(watchers), 1, candidates)
     }
 
     /// The same, where one event loop serves all the watchers as each becomes ready.
@@ -437,7 +448,7 @@ impl Bench<'_> {
             }),
         ];
         let work = format!("bump until an event loop has acknowledged for {IN_ONE_LOOP}");
-        self.compare(&work, samples_for(IN_ONE_LOOP), 1, candidates)
+        self.compare(&work, self.samples_for(IN_ONE_LOOP), 1, candidates)
     }
 }
 
@@ -517,10 +528,6 @@ impl Reader {
         ensure!(woken >= start, "woken before it was signalled");
         Ok(woken - start)
     }
-}
-
-fn samples_for(watchers: usize) -> usize {
-    (100_000 / watchers.max(1)).clamp(30, SAMPLES)
 }
 
 fn open_watchers(node: &str, count: usize) -> Result<Vec<Node>> {

@@ -66,6 +66,9 @@ enum Program {
         node: String,
         #[arg(long, default_value_t = 10_000)]
         most_watchers: usize,
+        /// How many samples of short operations to take
+        #[arg(long, default_value_t = 500)]
+        samples: usize,
     },
     /// Measure what the process that serves a node takes of the machine, and print JSON
     Footprint { node: String, process: u32 },
@@ -95,7 +98,8 @@ fn main() -> Result<()> {
             name,
             node,
             most_watchers,
-        } => bench::run(&name, &node, most_watchers),
+            samples,
+        } => bench::run(&name, &node, most_watchers, samples),
         Program::Footprint { node, process } => footprint::run(&node, process),
         Program::Await {
             file,
