@@ -16,6 +16,7 @@ mod environment;
 mod front_end;
 mod guid;
 mod host_daemon;
+mod host_packages;
 mod initramfs;
 mod kernel;
 mod modules;

@@ -18,6 +18,8 @@ use serde::Serialize;
 
 use crate::cache;
 use crate::cache::Cache;
+use crate::host_packages;
+use crate::host_packages::Needed;
 use crate::progress;
 
 /// The Debian release whose toolchain built the kernels that we use.
@@ -26,7 +28,8 @@ pub(crate) const SUITE: &str = "trixie";
 /// The pocket of that release with the kernels that have Rust.
 pub(crate) const BACKPORTS: &str = "trixie-backports";
 
-/// What is installed in the tree: what builds the kernel's metadata and modules, and what runs guests.
+/// What is installed in the tree: what builds the kernel's metadata and modules, what runs guests, and a
+/// `criu` that knows the kernels of today.
 /// `openssl` is there because the kernel's configuration asks what it can do.
 const PACKAGES: &[&str] = &[
     "gcc-14",
@@ -52,7 +55,11 @@ const PACKAGES: &[&str] = &[
     "busybox-static",
     "qemu-system-x86",
     "acpica-tools",
+    "criu",
 ];
+
+/// With what Debian signs its archive.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Enters the tree. Its arguments: the tree, the cache, the checkout, and the command.
 const ENTER: &str = r#"
@@ -174,13 +181,25 @@ impl Tree {
     }
 
     fn make(&self, cache: &Cache) -> Result<()> {
-        install_host_packages(cache)?;
+        host_packages::install(
+            cache,
+            &[
+                Needed {
+                    program: "mmdebstrap",
+                    package: "mmdebstrap",
+                },
+                Needed {
+                    program: KEYRING,
+                    package: "debian-archive-keyring",
+                },
+            ],
+        )?;
         let mirror = mirror()?;
         cache::empty_folder(&self.root)?;
         let mut command = Command::new("mmdebstrap");
         command
             .args(["--mode=root", "--variant=minbase"])
-            .arg("--keyring=/usr/share/keyrings/debian-archive-keyring.gpg")
+            .arg(format!("--keyring={KEYRING}"))
             .arg(format!("--include={}", PACKAGES.join(",")));
         for option in proxy_options()? {
             command.arg(format!("--aptopt={option}"));
@@ -206,36 +225,6 @@ fn require_root() -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// Installs the one Debian package that the host itself needs.
-fn install_host_packages(cache: &Cache) -> Result<()> {
-    if has_program("mmdebstrap") {
-        return Ok(());
-    }
-    if !has_program("apt-get") {
-        bail!("this needs a Debian system: it has neither mmdebstrap nor apt-get to install it");
-    }
-    eprintln!("mmdebstrap is missing: installing Debian's package of that name with apt-get");
-    let log = cache.log("host-packages")?;
-    progress::run_logged(
-        "update the host's package lists",
-        &log,
-        Command::new("apt-get").arg("update"),
-    )?;
-    progress::run_logged(
-        "install mmdebstrap",
-        &log,
-        Command::new("apt-get")
-            .args(["install", "--yes", "--no-install-recommends"])
-            .args(["mmdebstrap", "debian-archive-keyring"])
-            .env("DEBIAN_FRONTEND", "noninteractive"),
-    )
-}
-
-fn has_program(name: &str) -> bool {
-    std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(name).is_file()))
 }
 
 /// The Debian mirror that the host uses: apt knows which of its sources say of themselves that they are

@@ -48,11 +48,9 @@ const KNOWN_LIMITS: &[KnownLimit] = &[
         Reason::AnsweredByKernel,
     ),
     limit(
-        "an-ioctl-of-regular-files-is-ENOTTY",
+        "an-ioctl-for-others-to-answer-is-ENOTTY",
         Reason::AnsweredByKernel,
     ),
-    // It copies the argument of one whose number has a direction before it asks the daemon.
-    limit("an-unknown-ioctl-is-ENOTTY", Reason::AnsweredByKernel),
     limit(
         "a-mapping-at-another-offset-is-EINVAL",
         Reason::MappingNotAsked,
