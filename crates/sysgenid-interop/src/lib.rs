@@ -11,9 +11,11 @@ pub mod checkpoint;
 pub mod container;
 pub mod conversation;
 pub mod daemon;
+pub mod load;
 pub mod node;
 pub mod podman;
 pub mod stage;
+pub mod systemd;
 pub mod tool;
 pub mod user_namespace;
 

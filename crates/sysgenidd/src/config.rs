@@ -316,12 +316,18 @@ impl Attributes {
         self.parent.unwrap_or(Parent::Host)
     }
 
-    /// Turns names into numbers.
+    /// Turns names into numbers. `root_of` says which user and group are root in the namespace of a process,
+    /// `/proc/PID`, or why that is not known.
     ///
     /// # Errors
     ///
     /// [`Error::UnknownAccount`] and [`Error::UnknownRoot`].
-    pub fn ownership(&self, name: &InstanceName, accounts: &Accounts) -> Result<Ownership, Error> {
+    pub fn ownership(
+        &self,
+        name: &InstanceName,
+        accounts: &Accounts,
+        root_of: impl FnOnce(&Path) -> Result<(u32, u32), String>,
+    ) -> Result<Ownership, Error> {
         let unknown = |kind, account: &str| Error::UnknownAccount {
             instance: name.clone(),
             kind,
@@ -329,7 +335,11 @@ impl Attributes {
         };
         let (root_user, root_group) = match &self.user_namespace {
             Some(path) if self.user.is_none() || self.group.is_none() => {
-                root_of(path).map_err(|reason| Error::UnknownRoot {
+                let found = match process_of(path) {
+                    Some(process) => root_of(process),
+                    None => Err("it does not name a process, as /proc/PID/ns/user does".to_owned()),
+                };
+                found.map_err(|reason| Error::UnknownRoot {
                     instance: name.clone(),
                     path: path.clone(),
                     reason,
@@ -516,29 +526,12 @@ fn third_field(file: &str, name: &str) -> Option<u32> {
     })
 }
 
-/// The user and group, as the daemon counts, that are root in a namespace of `/proc/PID/ns/user`.
-fn root_of(namespace: &Path) -> Result<(u32, u32), String> {
-    let process = namespace
-        .ends_with("ns/user")
-        .then(|| namespace.parent().and_then(Path::parent))
-        .flatten()
-        .ok_or("its path does not name a process, as /proc/PID/ns/user does")?;
-    let root = |file: &str| {
-        let path = process.join(file);
-        let map = std::fs::read_to_string(&path)
-            .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-        mapped_root(&map).ok_or_else(|| format!("{} maps nobody to 0", path.display()))
-    };
-    Ok((root("uid_map")?, root("gid_map")?))
-}
-
-/// Who is 0 according to a `uid_map` or `gid_map`.
-fn mapped_root(map: &str) -> Option<u32> {
-    map.lines().find_map(|line| {
-        let mut fields = line.split_whitespace();
-        // A range that holds 0 begins with it.
-        (fields.next() == Some("0")).then(|| fields.next()?.parse().ok())?
-    })
+/// The folder of the process by which a user namespace is named: `/proc/PID` of `/proc/PID/ns/user`.
+pub fn process_of(namespace: &Path) -> Option<&Path> {
+    let process = namespace.parent()?.parent()?;
+    let pid = process.strip_prefix("/proc").ok()?.to_str()?;
+    let is_pid = !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit());
+    (namespace.ends_with("ns/user") && is_pid).then_some(process)
 }
 
 /// The file as it is written.
@@ -747,18 +740,27 @@ mod tests {
         assert!(error.contains("wrong.toml: line 2:"), "{error}");
     }
 
+    /// For those who need not know who is root.
+    fn nobody(_: &Path) -> Result<(u32, u32), String> {
+        Err("nobody is".to_owned())
+    }
+
     #[test]
     fn the_hosts_nodes_belong_to_the_group_where_it_exists() {
         let host = InstanceName::host();
         let attributes = Attributes::default();
-        let with = attributes.ownership(&host, &accounts()).unwrap();
+        let with = attributes.ownership(&host, &accounts(), nobody).unwrap();
         assert_eq!((with.user, with.group), (0, 970));
         assert_eq!(with.sysgenid_mode, Mode(0o664));
         assert_eq!(with.vmgenid_mode, Mode(0o600));
-        let without = attributes.ownership(&host, &Accounts::default()).unwrap();
+        let without = attributes
+            .ownership(&host, &Accounts::default(), nobody)
+            .unwrap();
         assert_eq!((without.user, without.group), (0, 0));
         assert_eq!(without.sysgenid_mode, Mode(0o644));
-        let other = attributes.ownership(&name("web"), &accounts()).unwrap();
+        let other = attributes
+            .ownership(&name("web"), &accounts(), nobody)
+            .unwrap();
         assert_eq!((other.group, other.sysgenid_mode), (0, Mode(0o644)));
     }
 
@@ -769,33 +771,60 @@ mod tests {
             group: Some(Account::Name("nobody-here".to_owned())),
             ..Attributes::default()
         };
-        let error = attributes.ownership(&name("web"), &accounts()).unwrap_err();
+        let error = attributes
+            .ownership(&name("web"), &accounts(), nobody)
+            .unwrap_err();
         assert!(error.to_string().contains("no group `nobody-here`"));
         attributes.group = Some(Account::Name("bad".to_owned()));
-        assert!(attributes.ownership(&name("web"), &accounts()).is_err());
+        assert!(
+            attributes
+                .ownership(&name("web"), &accounts(), nobody)
+                .is_err()
+        );
         attributes.group = Some(Account::Name("web".to_owned()));
-        let found = attributes.ownership(&name("web"), &accounts()).unwrap();
+        let found = attributes
+            .ownership(&name("web"), &accounts(), nobody)
+            .unwrap();
         assert_eq!((found.user, found.group), (33, 34));
     }
 
     #[test]
     fn the_root_of_a_namespace_owns_its_nodes() {
-        assert_eq!(
-            mapped_root("         0     100000      65536\n"),
-            Some(100_000)
-        );
-        assert_eq!(mapped_root("1 7 1\n0 1000 1\n"), Some(1000));
-        assert_eq!(mapped_root("1 7 1\n"), None);
-        let own = format!("/proc/{}/ns/user", std::process::id());
-        assert!(root_of(Path::new(&own)).is_ok());
-        assert!(root_of(Path::new("/run/some/ns")).is_err());
-        let attributes = Attributes {
-            user_namespace: Some("/run/some/ns".into()),
-            user: Some(Account::Number(5)),
+        let mut attributes = Attributes {
+            user_namespace: Some("/proc/77/ns/user".into()),
             ..Attributes::default()
         };
-        let error = attributes.ownership(&name("web"), &accounts()).unwrap_err();
+        let root_of = |process: &Path| {
+            assert_eq!(process, Path::new("/proc/77"));
+            Ok((100_000, 200_000))
+        };
+        let found = attributes.ownership(&name("web"), &accounts(), root_of);
+        let found = found.unwrap();
+        assert_eq!((found.user, found.group), (100_000, 200_000));
+        assert_eq!(found.sysgenid_mode, Mode(0o644));
+
+        attributes.user_namespace = Some("/run/some/ns".into());
+        attributes.user = Some(Account::Number(5));
+        let error = attributes
+            .ownership(&name("web"), &accounts(), nobody)
+            .unwrap_err();
         assert!(error.to_string().contains("by number"), "{error}");
+    }
+
+    #[test]
+    fn only_the_namespace_of_a_process_names_one() {
+        let process = |path| process_of(Path::new(path));
+        assert_eq!(process("/proc/12/ns/user"), Some(Path::new("/proc/12")));
+        for path in [
+            "/proc/self/ns/user",
+            "/proc/1/root/ns/user",
+            "/run/ns/user",
+            "/proc/1/ns/pid",
+            "/proc//ns/user",
+            "/",
+        ] {
+            assert_eq!(process(path), None, "{path}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! client.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,11 +20,10 @@ use rustix::io::Errno;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
-use crate::announcer::Announcer;
 use crate::backends::{self, Restores};
 use crate::capability::Owner;
 use crate::clock;
-use crate::config::{Accounts, Attributes, BackendKind, Config, InstanceName, Parent};
+use crate::config::{self, Accounts, Attributes, BackendKind, Config, InstanceName, Parent};
 use crate::control::{self, Origin, Progress, Request, Response};
 use crate::fuse::{Buffer, Received};
 use crate::instance::{Agreement, Instance, Kept, Settings};
@@ -31,6 +31,7 @@ use crate::keeper::{Definition, Keeper};
 use crate::mounts;
 use crate::node::Access;
 use crate::publish;
+use crate::renewal::Renewals;
 use crate::report;
 use crate::supervise;
 use crate::watch::{Source, Watch};
@@ -149,7 +150,7 @@ struct Daemon {
     signals: Signals,
     timer: OwnedFd,
     armed: Option<u64>,
-    announcer: Announcer,
+    renewals: Renewals,
     listener: control::Listener,
     callers: Vec<Option<Caller>>,
     /// The host's own is the first.
@@ -158,6 +159,8 @@ struct Daemon {
     backend_reports: Vec<report::Backend>,
     /// When the restores that the backends noticed are taken as settled.
     settle_at: Option<u64>,
+    /// When the control socket is listened to again.
+    listen_at: Option<u64>,
     buffer: Buffer,
 }
 
@@ -173,6 +176,7 @@ pub fn clean(options: &Options) -> anyhow::Result<()> {
         publish::unpublish(&directory, Path::new(DEVICES))?;
         return Ok(());
     }
+    let directory = prepare_directory(&directory)?;
     keeper.lock(&directory, &mut inherited)?;
     publish::unpublish(&directory, Path::new(DEVICES))?;
     mounts::clean(&directory, |_| false);
@@ -187,16 +191,16 @@ pub fn clean(options: &Options) -> anyhow::Result<()> {
 /// Says why the daemon cannot start. Once it serves, it goes on.
 pub fn run(options: Options) -> anyhow::Result<()> {
     let (mut keeper, mut inherited) = Keeper::take()?;
-    let config = options.load()?;
+    let mut config = options.load()?;
     let signals = Signals::register()?;
     supervise::stop_with_supervisor()?;
     if !rustix::process::geteuid().is_root() {
         bail!("sysgenidd must run as root: it mounts a file system, and judges capabilities");
     }
-    let directory = config.directory.clone();
-    std::fs::create_dir_all(&directory)
-        .with_context(|| format!("{} cannot be created", directory.display()))?;
+    let directory = prepare_directory(&config.directory)?;
+    config.directory.clone_from(&directory);
     keeper.lock(&directory, &mut inherited)?;
+    warn_of_time_limits();
 
     let watch = Watch::new()?;
     let listener = match inherited.take("control") {
@@ -208,10 +212,10 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         TimerfdClockId::Monotonic,
         TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
     )?;
-    let announcer = Announcer::new()?;
+    let renewals = Renewals::new()?;
     watch.add(signals.wake.as_fd(), Source::Signals)?;
     watch.add(timer.as_fd(), Source::Timer)?;
-    watch.add(announcer.as_fd(), Source::Announcer)?;
+    watch.add(renewals.as_fd(), Source::Renewals)?;
     watch.add(listener.as_fd(), Source::Listener)?;
 
     let mut daemon = Daemon {
@@ -222,13 +226,14 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         signals,
         timer,
         armed: None,
-        announcer,
+        renewals,
         listener,
         callers: Vec::new(),
         instances: Vec::new(),
         backends: Vec::new(),
         backend_reports: Vec::new(),
         settle_at: None,
+        listen_at: None,
         buffer: Buffer::default(),
     };
     let started = daemon.start(&mut inherited);
@@ -252,6 +257,41 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Makes the daemon's folder if it is not there, and returns its true path, as the kernel's list of mounts has
+/// it. The folder is for everybody to enter, whatever the umask is.
+///
+/// # Errors
+///
+/// If it cannot be made or entered.
+pub fn prepare_directory(directory: &Path) -> anyhow::Result<PathBuf> {
+    let failed = || format!("{} cannot be made", directory.display());
+    if let Some(above) = directory.parent() {
+        std::fs::create_dir_all(above).with_context(failed)?;
+    }
+    match std::fs::create_dir(directory) {
+        Ok(()) => std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755))
+            .with_context(failed)?,
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error).with_context(failed),
+    }
+    std::fs::canonicalize(directory)
+        .with_context(|| format!("{} has no true path", directory.display()))
+}
+
+/// An administrator can have the kernel give up on file systems that leave a request unanswered, as a
+/// reader that waits for a change does.
+fn warn_of_time_limits() {
+    for name in ["default_request_timeout", "max_request_timeout"] {
+        let limit = std::fs::read_to_string(format!("/proc/sys/fs/fuse/{name}"));
+        if limit.is_ok_and(|limit| limit.trim() != "0") {
+            tracing::warn!(
+                "fs.fuse.{name} is set: the kernel will abort a node in which a program sleeps for \
+                 longer; set it to 0"
+            );
+        }
+    }
+}
+
 impl Daemon {
     fn start(&mut self, inherited: &mut crate::store::Inherited) -> anyhow::Result<()> {
         let kept = self.keeper.sort(inherited);
@@ -259,27 +299,23 @@ impl Daemon {
         mounts::clean(&self.config.directory, |name| {
             names.iter().any(|kept| kept.as_str() == name)
         });
+        let succeeds = !kept.is_empty();
         // The host's own comes first: the others follow it.
-        let mut kept = kept;
         let host = InstanceName::host();
-        let mut order: Vec<_> = kept
-            .keys()
-            .filter(|name| !name.is_host())
-            .cloned()
-            .collect();
-        if kept.contains_key(&host) {
-            order.insert(0, host.clone());
-        } else {
+        let (first, others): (Vec<_>, Vec<_>) =
+            kept.into_iter().partition(|(name, _)| name.is_host());
+        for (name, (kept, definition)) in first {
+            self.resume(&name, kept, definition);
+        }
+        if self.host().is_none() {
             self.add(
                 &host,
                 self.config.instances[&host].clone(),
                 Origin::Configuration,
             )?;
         }
-        for name in order {
-            if let Some((kept, definition)) = kept.remove(&name) {
-                self.resume(name, kept, definition)?;
-            }
+        for (name, (kept, definition)) in others {
+            self.resume(&name, kept, definition);
         }
         self.open_backends();
         // The process before may have been about to.
@@ -290,8 +326,14 @@ impl Daemon {
         for index in 0..self.instances.len() {
             self.go_on(index);
         }
-        if self.config.publish {
-            self.publish()?;
+        if self.config.publish
+            && let Err(error) = self.publish()
+        {
+            if !succeeds {
+                return Err(error);
+            }
+            // Those who use the nodes already are worth more than those who cannot find them.
+            tracing::error!("{error:#}");
         }
         let status = format!("serving {}", self.config.directory.display());
         self.keeper.manager().ready(&status)?;
@@ -303,20 +345,33 @@ impl Daemon {
         Ok(())
     }
 
-    /// Goes on with an instance of the process before this one.
-    fn resume(
+    /// Goes on with an instance of the process before this one. One with which that cannot be done ends,
+    /// so that the others go on.
+    fn resume(&mut self, name: &InstanceName, kept: Kept, definition: Definition) {
+        if let Err(error) = self.try_resume(name, kept, definition) {
+            tracing::error!(
+                instance = %name,
+                "it cannot be taken over from the process before, and ends: {error:#}"
+            );
+            self.keeper.forget_instance(name);
+            let path = self.config.directory.join(name.as_str());
+            if let Err(error) = mounts::detach(&path) {
+                tracing::error!("{} cannot be unmounted: {error}", path.display());
+            }
+        }
+    }
+
+    fn try_resume(
         &mut self,
-        name: InstanceName,
+        name: &InstanceName,
         kept: Kept,
         definition: Definition,
     ) -> anyhow::Result<()> {
-        let settings = self.settings(&name, &definition.attributes, definition.owner.as_ref())?;
-        let mut instance = Instance::resume(settings, kept).with_context(|| {
-            format!("instance {name} of the process before cannot be taken over")
-        })?;
-        instance.recover(&mut self.buffer, &self.announcer, &self.backend_reports)?;
+        let settings = self.settings(name, &definition)?;
+        let mut instance = Instance::resume(settings, kept)?;
+        instance.recover(&mut self.buffer, &self.renewals, &self.backend_reports)?;
         self.insert(Served {
-            name,
+            name: name.clone(),
             instance,
             definition,
         })
@@ -331,16 +386,15 @@ impl Daemon {
     ) -> anyhow::Result<()> {
         let owner = match &attributes.user_namespace {
             None => None,
-            Some(path) => Some(
-                rustix::fs::open(
-                    path,
-                    rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
-                    rustix::fs::Mode::empty(),
-                )
-                .with_context(|| format!("{} cannot be opened", path.display()))?,
-            ),
+            Some(path) => Some(self.open_namespace(path)?),
         };
-        let settings = self.settings(name, &attributes, owner.as_ref())?;
+        let definition = Definition {
+            access: access(name, &attributes, owner.as_ref())?,
+            attributes,
+            origin,
+            owner,
+        };
+        let settings = self.settings(name, &definition)?;
         let path = settings.path.clone();
         std::fs::create_dir(&path).or_else(|error| {
             if error.kind() == std::io::ErrorKind::AlreadyExists {
@@ -349,29 +403,44 @@ impl Daemon {
                 Err(error)
             }
         })?;
-        let definition = Definition {
-            attributes,
-            origin,
-            owner,
-        };
         let mut instance = Instance::create(settings)?;
+        // What was before it is none of its own.
+        self.adopt(&mut instance, &definition, name);
         let kept = self.keeper.keep_instance(name, &instance, &definition);
         if let Err(error) = kept.and_then(|()| self.agree(&mut instance)) {
             self.keeper.forget_instance(name);
             instance.stop();
             return Err(error);
         }
+        self.insert(Served {
+            name: name.clone(),
+            instance,
+            definition,
+        })
+    }
+
+    /// Has an instance follow the host from now on, if it is to follow it at all.
+    fn adopt(&self, instance: &mut Instance, definition: &Definition, name: &InstanceName) {
         if definition.attributes.parent_of(name) == Parent::Host
             && let Some(host) = self.host()
         {
             let epoch = host.instance.registry().epoch();
             instance.note(|record| record.parent_epoch = epoch);
         }
-        self.insert(Served {
-            name: name.clone(),
-            instance,
-            definition,
-        })
+    }
+
+    /// Opens the file of a user namespace, without asking the daemon itself for any file.
+    fn open_namespace(&self, path: &Path) -> anyhow::Result<OwnedFd> {
+        if config::process_of(path).is_none() {
+            let own = mounts::devices(&self.config.directory);
+            return Ok(backends::foreign::open(path, &own)?);
+        }
+        rustix::fs::open(
+            path,
+            rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
+            rustix::fs::Mode::empty(),
+        )
+        .with_context(|| format!("{} cannot be opened: does the process run?", path.display()))
     }
 
     /// Waits until kernel and daemon have agreed on how to talk. INIT is the first request.
@@ -386,7 +455,7 @@ impl Daemon {
             }
             match connection.receive(&mut self.buffer)? {
                 Received::Request(request) => {
-                    instance.handle(&request, &self.announcer, &self.backend_reports);
+                    instance.handle(&request, &self.renewals, &self.backend_reports);
                 }
                 Received::Nothing => {
                     let left = until.saturating_sub(clock::now());
@@ -401,21 +470,12 @@ impl Daemon {
         }
     }
 
-    fn settings(
-        &self,
-        name: &InstanceName,
-        attributes: &Attributes,
-        owner: Option<&OwnedFd>,
-    ) -> anyhow::Result<Settings> {
-        let owner = match owner {
-            None => Owner::of_current_process()?,
-            Some(fd) => Owner::from_fd(fd.try_clone()?)?,
-        };
+    fn settings(&self, name: &InstanceName, definition: &Definition) -> anyhow::Result<Settings> {
         Ok(Settings {
             name: name.to_string(),
             path: self.config.directory.join(name.as_str()),
-            access: access(name, attributes)?,
-            owner,
+            access: definition.access,
+            owner: owner(definition.owner.as_ref())?,
             passthrough: self.config.passthrough,
         })
     }
@@ -490,34 +550,50 @@ impl Daemon {
     }
 
     fn redefine(&mut self, index: usize, attributes: Attributes) -> anyhow::Result<()> {
-        let Some(served) = &mut self.instances[index] else {
+        let Some(mut served) = self.instances[index].take() else {
             return Ok(());
         };
-        served
-            .instance
-            .set_access(access(&served.name, &attributes)?);
-        if served.definition.attributes == attributes {
+        let result = self.redefine_taken(&mut served, attributes);
+        self.instances[index] = Some(served);
+        result
+    }
+
+    fn redefine_taken(&self, served: &mut Served, attributes: Attributes) -> anyhow::Result<()> {
+        let Served {
+            name,
+            instance,
+            definition,
+        } = served;
+        let is_same = definition.attributes == attributes;
+        if is_same && definition.owner.is_some() {
+            // The process that its namespace was named by may be gone.
             return Ok(());
         }
-        if attributes.user_namespace != served.definition.attributes.user_namespace {
-            tracing::warn!(
-                instance = %served.name,
-                "its user namespace stays what it was: remove the instance to change that"
-            );
+        if attributes.user_namespace != definition.attributes.user_namespace {
+            bail!("its user namespace cannot change: remove the instance, and add it again");
         }
-        let owner = served.definition.owner.take();
-        served.definition = Definition {
-            attributes,
-            origin: Origin::Configuration,
-            owner,
-        };
-        self.keeper.redefine(&served.name, &served.definition)
+        let followed = definition.attributes.parent_of(name) == Parent::Host;
+        definition.access = access(name, &attributes, definition.owner.as_ref())?;
+        definition.attributes = attributes;
+        definition.origin = Origin::Configuration;
+        instance.set_access(definition.access);
+        if !followed {
+            self.adopt(instance, definition, name);
+        }
+        self.keeper.redefine(name, definition)
     }
 
     /// Serves until something ends it.
     fn serve(&mut self) -> End {
         let mut events = Vec::with_capacity(64);
+        let mut end = None;
         loop {
+            // While a page is being renewed, somebody may wait for this process, and cannot be killed.
+            if let Some(end) = end
+                && !self.is_renewing()
+            {
+                return end;
+            }
             self.arm();
             events.clear();
             match epoll::wait(self.watch.as_fd(), spare_capacity(&mut events), None) {
@@ -525,32 +601,32 @@ impl Daemon {
                 Err(errno) => tracing::error!("cannot wait for events: {errno}"),
             }
             for event in &events {
-                match Source::from_data(event.data.u64()) {
-                    Some(Source::Instance(index)) => {
-                        if let Some(end) = self.serve_instance(index) {
-                            return end;
-                        }
-                    }
-                    Some(Source::Backend(index)) => self.look(index),
-                    Some(Source::Timer) => self.time_passed(),
-                    Some(Source::Announcer) => self.renewed(),
-                    Some(Source::Listener) => self.accept(),
-                    Some(Source::Caller(index)) => {
-                        if let Some(end) = self.serve_caller(index) {
-                            return end;
-                        }
-                    }
-                    Some(Source::Signals) => {
-                        if let Some(end) = self.signalled() {
-                            return end;
-                        }
-                    }
-                    None => {}
+                if let Some(source) = Source::from_data(event.data.u64()) {
+                    end = self.attend(source).or(end);
                 }
             }
             self.look_at_the_silent();
             self.follow_host();
         }
+    }
+
+    /// Attends to whatever has something to say.
+    fn attend(&mut self, source: Source) -> Option<End> {
+        match source {
+            Source::Instance(index) => return self.serve_instance(index),
+            Source::Caller(index) => return self.serve_caller(index),
+            Source::Signals => return self.signalled(),
+            Source::Backend(index) => self.look(index),
+            Source::Timer => self.time_passed(),
+            Source::Renewals => self.renewed(),
+            Source::Listener => self.accept(),
+        }
+        None
+    }
+
+    fn is_renewing(&self) -> bool {
+        let mut served = self.instances.iter().flatten();
+        served.any(|served| served.instance.is_renewing())
     }
 
     fn serve_instance(&mut self, index: usize) -> Option<End> {
@@ -560,7 +636,7 @@ impl Daemon {
             match connection.receive(&mut self.buffer) {
                 Ok(Received::Request(request)) => {
                     let instance = &mut served.instance;
-                    instance.handle(&request, &self.announcer, &self.backend_reports);
+                    instance.handle(&request, &self.renewals, &self.backend_reports);
                     self.go_on(index);
                 }
                 Ok(Received::Nothing) => return None,
@@ -587,26 +663,35 @@ impl Daemon {
         while let Some(Some(served)) = self.instances.get(index)
             && served.instance.is_held_up()
         {
-            self.follow_host();
+            if index == 0 {
+                self.follow_host();
+                if self.is_renewing() {
+                    // It goes on when that has ended.
+                    return;
+                }
+            }
             if let Some(Some(served)) = self.instances.get_mut(index) {
-                served
-                    .instance
-                    .go_on(&self.announcer, &self.backend_reports);
+                served.instance.go_on(&self.renewals, &self.backend_reports);
             }
         }
     }
 
     fn renewed(&mut self) {
-        for name in self.announcer.finished() {
-            let is_named =
-                |served: &Option<Served>| served.as_ref().is_some_and(|s| s.name.as_str() == name);
-            let Some(index) = self.instances.iter().position(is_named) else {
+        for connection in self.renewals.finished() {
+            let of_it = |served: &Option<Served>| {
+                served
+                    .as_ref()
+                    .is_some_and(|served| Arc::ptr_eq(served.instance.connection(), &connection))
+            };
+            // It may have been removed.
+            let Some(index) = self.instances.iter().position(of_it) else {
                 continue;
             };
             if let Some(served) = &mut self.instances[index] {
                 served.instance.renewed();
             }
             self.go_on(index);
+            self.go_on(0);
         }
     }
 
@@ -620,9 +705,15 @@ impl Daemon {
             if served.definition.attributes.parent_of(&served.name) != Parent::Host {
                 continue;
             }
+            if served.instance.record().parent_epoch > epoch {
+                // The host's instance is a new one. Whatever it was that ended the old one was a change.
+                served.instance.bump(&self.renewals, |record| {
+                    record.parent_epoch = epoch;
+                });
+            }
             while served.instance.record().parent_epoch < epoch {
                 let next = served.instance.record().parent_epoch.get() + 1;
-                served.instance.bump(&self.announcer, |record| {
+                served.instance.bump(&self.renewals, |record| {
                     record.parent_epoch = sysgenid_core::Epoch::new(next);
                 });
             }
@@ -713,7 +804,7 @@ impl Daemon {
             Err(error) => {
                 // What was there once is expected back; what never was is not waited for, and the published
                 // link to the own node is no news.
-                let was_there = self.backends[index].retry.is_some();
+                let was_there = self.backends[index].retry.is_some() || position.is_some();
                 let (is_news, may_pass) = match error {
                     backends::Error::NotPresent { .. } => (false, was_there),
                     backends::Error::OwnNode { .. } => (false, false),
@@ -772,7 +863,7 @@ impl Daemon {
                 }
                 for left in (0..bumps).rev() {
                     // All of it with the last: rather one too many than one too few.
-                    host.bump(&self.announcer, |record| {
+                    host.bump(&self.renewals, |record| {
                         if left == 0 {
                             record.restores = restores.to_words();
                             record.positions[place(kind)] = Some(position);
@@ -849,6 +940,7 @@ impl Daemon {
                     .filter_map(|watched| Some(watched.retry?.0)),
             )
             .chain(self.settle_at)
+            .chain(self.listen_at)
             .chain(
                 self.interval()
                     .map(|interval| clock::now() + nanoseconds(interval)),
@@ -874,6 +966,12 @@ impl Daemon {
         let now = clock::now();
         for served in self.instances.iter_mut().flatten() {
             served.instance.time_passed(now);
+        }
+        if self.listen_at.is_some_and(|at| at <= now) {
+            self.listen_at = None;
+            if let Err(errno) = self.watch.add(self.listener.as_fd(), Source::Listener) {
+                tracing::error!("the control socket cannot be watched: {errno}");
+            }
         }
         if self.settle_at.is_some_and(|at| at <= now) {
             self.settle_at = None;
@@ -923,7 +1021,8 @@ impl Daemon {
         let manager = self.keeper.manager();
         let _ = manager.reloading();
         let loaded = self.options.load();
-        let result = loaded.and_then(|config| {
+        let result = loaded.and_then(|mut config| {
+            config.directory = prepare_directory(&config.directory)?;
             if config.directory != self.config.directory {
                 bail!("the directory cannot change while the daemon runs: restart it");
             }
@@ -950,7 +1049,10 @@ impl Daemon {
                 Ok(Some(connection)) => connection,
                 Ok(None) => return,
                 Err(error) => {
+                    // There may be no descriptor left. The caller waits, and would be reported again at once.
                     tracing::warn!("{error}");
+                    self.watch.remove(self.listener.as_fd());
+                    self.listen_at = Some(clock::now() + nanoseconds(RETRY.0));
                     return;
                 }
             };
@@ -1084,8 +1186,28 @@ impl Daemon {
     }
 }
 
-fn access(name: &InstanceName, attributes: &Attributes) -> anyhow::Result<[Access; 2]> {
-    let ownership = attributes.ownership(name, &Accounts::read())?;
+/// Who owns an instance: the namespace that is open, or the daemon's own.
+fn owner(namespace: Option<&OwnedFd>) -> anyhow::Result<Owner> {
+    Ok(match namespace {
+        None => Owner::of_current_process()?,
+        Some(fd) => Owner::from_fd(fd.try_clone()?)?,
+    })
+}
+
+/// Who may open the nodes, by numbers.
+fn access(
+    name: &InstanceName,
+    attributes: &Attributes,
+    namespace: Option<&OwnedFd>,
+) -> anyhow::Result<[Access; 2]> {
+    let owner = owner(namespace)?;
+    let root_of = |process: &Path| {
+        let root = owner.root_of(process).map_err(|error| error.to_string())?;
+        root.uid
+            .zip(root.gid)
+            .ok_or_else(|| "nobody is root in it".to_owned())
+    };
+    let ownership = attributes.ownership(name, &Accounts::read(), root_of)?;
     Ok(
         [ownership.sysgenid_mode, ownership.vmgenid_mode].map(|mode| Access {
             mode: u32::from(mode.bits()),

@@ -21,7 +21,6 @@ use sysgenid_core::{
 };
 use zerocopy::IntoBytes;
 
-use crate::announcer::{self, Announcer};
 use crate::capability::Owner;
 use crate::clock;
 use crate::fault;
@@ -29,6 +28,7 @@ use crate::fuse::wire::{self, flag, fopen};
 use crate::fuse::{Buffer, Connection, Operation, Received, Request, Unique};
 use crate::node::{self, File, errno};
 use crate::process;
+use crate::renewal::{self, Renewals};
 use crate::report;
 use crate::state::{Handle, Mapping, Record, Slot, State};
 use crate::storage::Storage;
@@ -98,12 +98,16 @@ pub struct Instance {
     /// By the index of their slots.
     watchers: Vec<Option<Watcher>>,
     free: Vec<usize>,
+    /// How many of them opened `vmgenid`.
+    of_vmgenid: usize,
     /// By the identity of the request.
     sleepers: HashMap<u64, Sleeper>,
     /// The deadlines of the sleepers that have one.
     deadlines: BTreeSet<(u64, u64)>,
     /// Texts as they were when their reading began, by handle.
-    reports: HashMap<u64, Vec<u8>>,
+    reports: HashMap<u64, String>,
+    /// The watchers that a process before this one opened and whose openers ask again, by the request.
+    reopened: HashMap<u64, Handle>,
     /// A watcher whose opener may never have heard of it, until when that is unclear, and when to look.
     doubt: Option<(Handle, u64, u64)>,
     /// How many renewals of the page are under way.
@@ -136,7 +140,7 @@ impl Instance {
     /// Says what could not be done.
     pub fn create(settings: Settings) -> anyhow::Result<Self> {
         let state = State::create()?;
-        let page = Storage::create(c"sysgenid", announcer::PAGE / size_of::<u64>())?;
+        let page = Storage::create(c"sysgenid", renewal::PAGE / size_of::<u64>())?;
         let connection = Connection::mount(&settings.path)?;
         Ok(Self::new(settings, connection, state, page))
     }
@@ -160,11 +164,13 @@ impl Instance {
         let record = state.record();
         let mut registry = Registry::resume(record.generation, record.epoch);
         let mut free = Vec::new();
+        let mut of_vmgenid = 0;
         let watchers: Vec<_> = (0..state.slots())
             .map(|index| {
                 let slot = state.at(index);
-                if slot.is_none() {
-                    free.push(index);
+                match &slot {
+                    None => free.push(index),
+                    Some(slot) => of_vmgenid += usize::from(slot.node == Node::Vmgenid),
                 }
                 slot.map(|slot| registry.adopt(slot.watcher))
             })
@@ -178,9 +184,11 @@ impl Instance {
             record,
             watchers,
             free,
+            of_vmgenid,
             sleepers: HashMap::new(),
             deadlines: BTreeSet::new(),
             reports: HashMap::new(),
+            reopened: HashMap::new(),
             doubt: None,
             renewals: 0,
             deferred: Vec::new(),
@@ -198,7 +206,7 @@ impl Instance {
     pub fn recover(
         &mut self,
         buffer: &mut Buffer,
-        announcer: &Announcer,
+        renewals: &Renewals,
         backends: &[report::Backend],
     ) -> anyhow::Result<()> {
         // A change may have been committed, and nothing after it done.
@@ -228,6 +236,11 @@ impl Instance {
                 }
             }
         }
+        self.reopened = self
+            .slots()
+            .filter(|slot| openers.contains(&slot.opened_by))
+            .map(|slot| (slot.opened_by, slot.handle))
+            .collect();
         if let Some(handle) = self.state.opening() {
             let slot = self
                 .state
@@ -245,11 +258,11 @@ impl Instance {
             "took over"
         );
         if self.state.mapping() == Mapping::Store {
-            self.renew(announcer);
+            self.renew(renewals);
         }
         for bytes in requests.values().chain(&others) {
             if let Ok(request) = Request::parse(bytes) {
-                self.handle(&request, announcer, backends);
+                self.handle(&request, renewals, backends);
             }
         }
         if !self.is_renewing() {
@@ -303,6 +316,14 @@ impl Instance {
         self.watchers.len() - self.free.len()
     }
 
+    /// How many watchers opened this node.
+    pub fn watchers_of(&self, node: Node) -> usize {
+        match node {
+            Node::Vmgenid => self.of_vmgenid,
+            Node::Sysgenid => self.watchers() - self.of_vmgenid,
+        }
+    }
+
     /// What is stored with each change.
     pub fn record(&self) -> &Record {
         &self.record
@@ -334,12 +355,12 @@ impl Instance {
     }
 
     /// A backend or a parent noticed a change. `note` is stored with it, all at once.
-    pub fn bump(&mut self, announcer: &Announcer, note: impl FnOnce(&mut Record)) {
+    pub fn bump(&mut self, renewals: &Renewals, note: impl FnOnce(&mut Record)) {
         let change = self.registry.bump();
-        self.carry_out(change, announcer, note);
+        self.carry_out(change, renewals, note);
     }
 
-    fn carry_out(&mut self, change: Change, announcer: &Announcer, note: impl FnOnce(&mut Record)) {
+    fn carry_out(&mut self, change: Change, renewals: &Renewals, note: impl FnOnce(&mut Record)) {
         let epoch = self.registry.epoch();
         self.record.epoch = epoch;
         self.record.generation = change.generation;
@@ -351,20 +372,25 @@ impl Instance {
             .store(change.generation.get(), Ordering::Release);
         fault::point();
         if self.state.mapping() == Mapping::Store {
-            self.renew(announcer);
+            self.renew(renewals);
         } else {
             self.wake_everybody();
         }
     }
 
     /// Has the kernel's copies of the page renewed.
-    fn renew(&mut self, announcer: &Announcer) {
-        self.renewals += 1;
-        announcer.announce(
-            &self.connection,
-            &self.settings.name,
-            self.registry.generation(),
-        );
+    fn renew(&mut self, renewals: &Renewals) {
+        match renewals.start(&self.connection, &self.page) {
+            Ok(()) => self.renewals += 1,
+            Err(error) => {
+                tracing::error!(
+                    instance = self.settings.name,
+                    "no process can be started that renews the page ({error}): programs that map it see \
+                     the old generation"
+                );
+                self.wake_everybody();
+            }
+        }
     }
 
     /// A renewal is done.
@@ -382,7 +408,7 @@ impl Instance {
 
     /// Answers whoever caused a change, and then those who were put off. Whatever follows from the change
     /// shall have happened before. Afterwards it may be held up again.
-    pub fn go_on(&mut self, announcer: &Announcer, backends: &[report::Backend]) {
+    pub fn go_on(&mut self, renewals: &Renewals, backends: &[report::Backend]) {
         if self.is_renewing() {
             return;
         }
@@ -391,7 +417,7 @@ impl Instance {
         }
         for bytes in std::mem::take(&mut self.deferred) {
             if let Ok(request) = Request::parse(&bytes) {
-                self.handle(&request, announcer, backends);
+                self.handle(&request, renewals, backends);
             }
         }
     }
@@ -556,7 +582,7 @@ impl Instance {
     pub fn handle(
         &mut self,
         request: &Request<'_>,
-        announcer: &Announcer,
+        renewals: &Renewals,
         backends: &[report::Backend],
     ) {
         let unique = request.unique;
@@ -600,13 +626,15 @@ impl Instance {
                 flags,
                 fills_page,
             } => match File::at(request.inode) {
-                Some(File::Node(_)) if fills_page => self.fill_page(unique, offset, size),
+                Some(File::Node(_)) if fills_page => match self.state.mapping() {
+                    Mapping::Store => self.fill_page(unique, offset, size),
+                    // It is for sendfile(2) and its like: nobody would renew what they got.
+                    Mapping::Passthrough(_) | Mapping::Unsettled => {
+                        self.connection.refuse(unique, Errno::INVAL);
+                    }
+                },
                 Some(File::Node(_)) => self.read(unique, Handle::new(handle), size, flags),
-                Some(file) => {
-                    let connection = Arc::clone(&self.connection);
-                    let text = self.report(file, handle, offset, backends);
-                    connection.answer_bytes(unique, part(text, offset, size));
-                }
+                Some(file) => self.read_report(unique, file, handle, (offset, size), backends),
                 None => self.connection.refuse(unique, Errno::NOENT),
             },
             Operation::Write { handle, data } => self.write(unique, Handle::new(handle), data),
@@ -621,7 +649,7 @@ impl Instance {
                 argument,
             } => {
                 let result = Ioctl::decode(number, argument);
-                self.ioctl(request, Handle::new(handle), result, announcer);
+                self.ioctl(request, Handle::new(handle), result, renewals);
             }
             Operation::Poll {
                 handle,
@@ -732,9 +760,24 @@ impl Instance {
         Some(match file {
             File::Node(Node::Sysgenid) => node::attributes(Node::Sysgenid, sysgenid),
             File::Node(Node::Vmgenid) => node::attributes(Node::Vmgenid, vmgenid),
-            File::Watchers | File::Status | File::Metrics => {
-                node::report_attributes(file, report::longest(self.watchers()))
-            }
+            // It names the programs of all users.
+            File::Watchers => node::report_attributes(
+                file,
+                report::longest(self.watchers()),
+                node::Access {
+                    mode: 0o440,
+                    ..sysgenid
+                },
+            ),
+            File::Status | File::Metrics => node::report_attributes(
+                file,
+                report::longest(0),
+                node::Access {
+                    mode: 0o444,
+                    uid: 0,
+                    gid: 0,
+                },
+            ),
         })
     }
 
@@ -766,9 +809,10 @@ impl Instance {
             Mapping::Store | Mapping::Unsettled => (OPEN_FLAGS | fopen::STREAM, 0),
         };
         // The request may have been carried out by a process that died before it could say so.
-        let index = self
-            .reopened(unique)
-            .map_or_else(|| self.add_watcher(request, node, flags), Ok);
+        let index = match self.reopened.remove(&unique.identity()) {
+            Some(handle) => Ok(handle),
+            None => self.add_watcher(request, node, flags),
+        };
         let handle = match index {
             Ok(handle) => handle,
             Err(errno) => {
@@ -786,16 +830,6 @@ impl Instance {
         );
         fault::point();
         self.state.set_opening(None);
-    }
-
-    fn reopened(&self, unique: Unique) -> Option<Handle> {
-        if !unique.is_resent() {
-            return None;
-        }
-        (0..self.state.slots())
-            .filter_map(|index| self.state.at(index))
-            .find(|slot| slot.opened_by == unique.identity())
-            .map(|slot| slot.handle)
     }
 
     fn add_watcher(&mut self, request: &Request<'_>, node: Node, flags: u32) -> io::Result<Handle> {
@@ -825,6 +859,7 @@ impl Instance {
             wait: (0, 0),
         });
         self.watchers[index] = Some(watcher);
+        self.of_vmgenid += usize::from(node == Node::Vmgenid);
         Ok(handle)
     }
 
@@ -832,6 +867,8 @@ impl Instance {
         let Some(index) = self.state.find(handle) else {
             return;
         };
+        let slot = self.state.at(index);
+        self.of_vmgenid -= usize::from(slot.is_some_and(|slot| slot.node == Node::Vmgenid));
         self.state.free(index);
         if let Some(mut watcher) = self.watchers[index].take() {
             self.free.push(index);
@@ -858,7 +895,7 @@ impl Instance {
     }
 
     fn fill_page(&self, unique: Unique, offset: u64, size: u32) {
-        let page = announcer::page(self.registry.generation());
+        let page = renewal::page(self.registry.generation());
         self.connection
             .answer_bytes(unique, part(&page, offset, size));
     }
@@ -881,7 +918,7 @@ impl Instance {
         request: &Request<'_>,
         handle: Handle,
         ioctl: Result<Ioctl, Error>,
-        announcer: &Announcer,
+        renewals: &Renewals,
     ) {
         let unique = request.unique;
         let ioctl = match ioctl {
@@ -921,7 +958,7 @@ impl Instance {
                 let capable = self.settings.owner.judges_capable(request.tid);
                 match self.registry.trigger(capable, minimum) {
                     Ok(change) => {
-                        self.carry_out(change, announcer, |record| {
+                        self.carry_out(change, renewals, |record| {
                             record.trigger = unique.identity();
                         });
                         self.trigger = Some(unique);
@@ -1014,24 +1051,30 @@ impl Instance {
         self.connection.answer(unique, &answer);
     }
 
-    /// The text of a file, as it was when its reading began.
-    fn report(
+    /// Answers with a part of a report, as it was when its reading began.
+    fn read_report(
         &mut self,
+        unique: Unique,
         file: File,
         handle: u64,
-        offset: u64,
+        (offset, size): (u64, u32),
         backends: &[report::Backend],
-    ) -> &[u8] {
-        if offset == 0 || !self.reports.contains_key(&handle) {
-            let text = match file {
+    ) {
+        let text = match self.reports.remove(&handle) {
+            Some(text) if offset > 0 => text,
+            _ => match file {
                 File::Node(_) => String::new(),
                 File::Watchers => report::watchers(self),
                 File::Status => report::status(self, backends),
                 File::Metrics => report::metrics(self, backends),
-            };
-            self.reports.insert(handle, text.into_bytes());
+            },
+        };
+        let bytes = part(text.as_bytes(), offset, size);
+        self.connection.answer_bytes(unique, bytes);
+        // Most readers take it all at once, and need no copy.
+        if bytes.len() < text.len() && !bytes.is_empty() {
+            self.reports.insert(handle, text);
         }
-        &self.reports[&handle]
     }
 
     fn read_folder(&self, unique: Unique, offset: u64, size: u32) {

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rustix::fs::{FlockOperation, MemfdFlags, Mode, OFlags};
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Attributes, InstanceName};
 use crate::control::{self, Origin};
 use crate::instance::{Instance, Kept};
+use crate::node::Access;
 use crate::service::Manager;
 use crate::store::{Inherited, Store};
 
@@ -28,11 +30,17 @@ const PARTS: [&str; 5] = ["definition", "state", "page", "fuse", "userns"];
 /// The size of a stored definition in bytes: within one page, a write of it is whole or not at all.
 const DEFINITION: usize = 4096;
 
+/// How long the service manager may take to read what it is to keep. Everybody waits meanwhile.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// What an instance was asked to be, and by whom.
 #[derive(Debug)]
 pub(crate) struct Definition {
     pub(crate) attributes: Attributes,
     pub(crate) origin: Origin,
+    /// Who may open its nodes, by numbers: what its names stand for may be gone later, the process that it
+    /// was named by among them.
+    pub(crate) access: [Access; 2],
     /// The user namespace that owns it, if it is not the daemon's own.
     pub(crate) owner: Option<OwnedFd>,
 }
@@ -41,6 +49,7 @@ pub(crate) struct Definition {
 struct Stored {
     attributes: Attributes,
     origin: Origin,
+    access: [Access; 2],
     has_owner: bool,
 }
 
@@ -175,6 +184,7 @@ impl Keeper {
         let definition = Definition {
             attributes: stored.attributes,
             origin: stored.origin,
+            access: stored.access,
             owner,
         };
         Some((kept, definition))
@@ -200,6 +210,10 @@ impl Keeper {
             keep("userns", owner.as_fd())?;
         }
         keep("fuse", instance.connection().as_fd())?;
+        // systemd asks to whom a message belongs when it reads it; the sender had better be alive then.
+        if let Err(error) = self.store.barrier(PATIENCE) {
+            tracing::warn!("{error}");
+        }
         self.definitions.insert(name.clone(), file);
         Ok(())
     }
@@ -246,6 +260,7 @@ fn write(file: &File, definition: &Definition) -> anyhow::Result<()> {
     let mut bytes = serde_json::to_vec(&Stored {
         attributes: definition.attributes.clone(),
         origin: definition.origin,
+        access: definition.access,
         has_owner: definition.owner.is_some(),
     })?;
     if bytes.len() > DEFINITION {

@@ -4,7 +4,6 @@
 //!
 //! It exists as a library so that its parts can be tested and fuzzed; the program is `sysgenidd`.
 
-mod announcer;
 pub mod backends;
 pub mod capability;
 mod clock;
@@ -19,6 +18,7 @@ mod mounts;
 mod node;
 mod process;
 pub mod publish;
+pub mod renewal;
 pub mod report;
 pub mod service;
 pub mod state;

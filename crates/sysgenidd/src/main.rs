@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use sysgenidd::config::{Account, Attributes, Config, InstanceName, Mode, Parent};
 use sysgenidd::control::{self, InstanceReport, Request, Response};
-use sysgenidd::{daemon, publish, service, supervise};
+use sysgenidd::{daemon, publish, renewal, service, supervise};
 use tracing::Level;
 
 /// Serve the nodes of a system generation counter from user space.
@@ -80,6 +80,8 @@ enum Task {
         #[command(flatten)]
         place: Place,
     },
+    #[command(name = renewal::COMMAND, hide = true)]
+    Renew,
     /// Remove the mounts and links of a daemon that is gone and that nobody starts again
     Clean {
         #[command(flatten)]
@@ -222,7 +224,7 @@ fn serve(serve: Serve) -> anyhow::Result<()> {
             .scan(false, without_restart_limit)
             .flatten()
             .collect(),
-        directory: config.directory,
+        directory: daemon::prepare_directory(&config.directory)?,
         devices: PathBuf::from("/dev"),
         restart_limit: serve.restart_limit,
     })?;
@@ -252,6 +254,7 @@ fn carry_out(task: Task) -> anyhow::Result<()> {
             Ok(())
         }
         Task::Reload { place } => ask(&place.directory()?, &Request::Reload),
+        Task::Renew => renewal::run(),
         Task::Clean { place } => {
             service::init_tracing(false, Level::INFO);
             daemon::clean(&daemon::Options {

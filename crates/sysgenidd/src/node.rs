@@ -3,10 +3,11 @@
 //! The files in the folder of an instance: their numbers, names and attributes.
 
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use sysgenid_core::{Error, Node};
 
-use crate::announcer::PAGE;
 use crate::fuse::wire::Attr;
+use crate::renewal::PAGE;
 
 /// The folder.
 pub(crate) const ROOT: u64 = 1;
@@ -73,7 +74,7 @@ impl File {
 }
 
 /// Who may open a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Access {
     /// The permission bits.
     pub mode: u32,
@@ -115,7 +116,7 @@ pub(crate) fn attributes(node: Node, access: Access) -> Attr {
         ino: file.inode(),
         nlink: 1,
         blksize: 4096,
-        // What can be mapped. A write within the size also needs no lock of the file.
+        // What can be mapped. A write that begins within the size also needs no lock of the file.
         size: PAGE as u64,
         mode: REGULAR | access.mode,
         uid: access.uid,
@@ -124,15 +125,17 @@ pub(crate) fn attributes(node: Node, access: Access) -> Attr {
     }
 }
 
-/// The attributes of a report, which everybody may read. Its size is not known before it is written, but
-/// some programs (busybox's `cat`) read no more than the size: it is at least that of the text.
-pub(crate) fn report_attributes(file: File, longest: u64) -> Attr {
+/// The attributes of a report. Its size is not known before it is written, but some programs (busybox's
+/// `cat`) read no more than the size: it is at least that of the text.
+pub(crate) fn report_attributes(file: File, longest: u64, access: Access) -> Attr {
     Attr {
         ino: file.inode(),
         nlink: 1,
         blksize: 4096,
         size: longest,
-        mode: REGULAR | 0o444,
+        mode: REGULAR | access.mode,
+        uid: access.uid,
+        gid: access.gid,
         ..Attr::default()
     }
 }

@@ -136,7 +136,7 @@ pub fn metrics(instance: &Instance, backends: &[Backend]) -> String {
         &one(registry.epoch().get().to_string()),
     );
     let of_node = |node: Node| {
-        let count = instance.slots().filter(|slot| slot.node == node).count();
+        let count = instance.watchers_of(node);
         let labels = format!(
             "{{instance=\"{}\",node=\"{}\"}}",
             instance.name(),
@@ -164,6 +164,8 @@ pub fn metrics(instance: &Instance, backends: &[Backend]) -> String {
     );
     let oldest = instance
         .slots()
+        // Not worth a walk if there is none.
+        .take_while(|_| registry.outdated_watchers() > 0)
         .filter(|slot| slot.watcher.tracked)
         .filter_map(|slot| outdated_since(instance, &slot))
         .min()

@@ -334,7 +334,7 @@ impl Daemon {
     }
 
     /// Waits for anything to happen, and returns whether the daemon has ended.
-    fn wait(&self, signals: &Signals) -> Result<bool, Error> {
+    fn wait(&mut self, signals: &Signals) -> Result<bool, Error> {
         let left = self
             .deadline
             .map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -350,6 +350,8 @@ impl Daemon {
             Ok(0) => {
                 tracing::warn!("the daemon does not end; killing it");
                 self.signal(Signal::KILL);
+                // Nothing more can be done about it.
+                self.deadline = None;
                 Ok(false)
             }
             Ok(_) => Ok(!fds[0].revents().is_empty()),

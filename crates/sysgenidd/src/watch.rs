@@ -18,8 +18,8 @@ pub(crate) enum Source {
     Caller(usize),
     /// The control socket.
     Listener,
-    /// The thread that renews pages.
-    Announcer,
+    /// A renewal of a page has ended.
+    Renewals,
     /// Time has passed.
     Timer,
     /// A signal came.
@@ -36,7 +36,7 @@ impl Source {
             Source::Backend(index) => (2, index),
             Source::Caller(index) => (3, index),
             Source::Listener => (4, 0),
-            Source::Announcer => (5, 0),
+            Source::Renewals => (5, 0),
             Source::Timer => (6, 0),
             Source::Signals => (7, 0),
         };
@@ -52,7 +52,7 @@ impl Source {
             2 => Source::Backend(index),
             3 => Source::Caller(index),
             4 => Source::Listener,
-            5 => Source::Announcer,
+            5 => Source::Renewals,
             6 => Source::Timer,
             7 => Source::Signals,
             _ => return None,
@@ -117,7 +117,7 @@ mod tests {
             Source::Backend(2),
             Source::Caller(9),
             Source::Listener,
-            Source::Announcer,
+            Source::Renewals,
             Source::Timer,
             Source::Signals,
         ] {

@@ -80,12 +80,5 @@ fn drivers_are_safe(context: &Context<'_>) -> Result<()> {
 }
 
 fn cargo(context: &Context<'_>, log: &str, arguments: &[&str]) -> Result<()> {
-    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    progress::run_logged(
-        &format!("cargo {}", arguments.join(" ")),
-        &context.cache.log(log)?,
-        Command::new(program)
-            .current_dir(context.cache.repository())
-            .args(arguments),
-    )
+    context.cargo(log, arguments, &[])
 }

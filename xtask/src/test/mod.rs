@@ -12,6 +12,7 @@ mod firmware;
 mod guest;
 mod host_daemon;
 mod in_tree;
+mod interop;
 mod known_limits;
 mod lifetime;
 mod restore;
@@ -19,6 +20,8 @@ mod suite;
 mod user_space;
 
 use std::cell::OnceCell;
+use std::ffi::OsStr;
+use std::process::Command;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -31,6 +34,7 @@ use crate::cache::Cache;
 use crate::environment::Environment;
 use crate::kernel::Choice;
 use crate::programs::Programs;
+use crate::progress;
 use crate::progress::Step;
 use crate::table;
 
@@ -82,6 +86,24 @@ impl<'a> Context<'a> {
             without_driver: OnceCell::new(),
             stock: OnceCell::new(),
         }
+    }
+
+    /// Runs cargo in this repository, with some variables in its environment.
+    pub(crate) fn cargo(
+        &self,
+        log: &str,
+        arguments: &[&str],
+        environment: &[(&str, &OsStr)],
+    ) -> Result<()> {
+        let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        progress::run_logged(
+            &format!("cargo {}", arguments.join(" ")),
+            &self.cache.log(log)?,
+            Command::new(program)
+                .current_dir(self.cache.repository())
+                .args(arguments)
+                .envs(environment.iter().copied()),
+        )
     }
 
     /// Our programs, built when the first test asks for them.
@@ -149,6 +171,7 @@ pub(crate) fn run(cache: &Cache, options: &Options) -> Result<()> {
         user_space::TESTS,
         firmware::TESTS,
         daemon::TESTS,
+        interop::TESTS,
     ];
     let groups = [checks::TESTS, host_daemon::TESTS]
         .into_iter()

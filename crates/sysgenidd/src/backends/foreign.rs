@@ -21,7 +21,7 @@ use super::Error;
 const MOST_LINKS: usize = 40;
 
 /// Opens `path`, a char device or a regular file, for reading without blocking.
-pub(super) fn open(path: &Path, own_devices: &[(u32, u32)]) -> Result<OwnedFd, Error> {
+pub(crate) fn open(path: &Path, own_devices: &[(u32, u32)]) -> Result<OwnedFd, Error> {
     let (file, kind) = find(path, own_devices)?;
     if !matches!(kind, FileType::CharacterDevice | FileType::RegularFile) {
         return Err(Error::Unsuitable {

@@ -5,7 +5,7 @@
 //! A backend only counts changes. It neither knows watchers nor bumps; [`Restores`] turns what several
 //! backends noticed into one bump a restore.
 
-mod foreign;
+pub(crate) mod foreign;
 pub mod kmsg;
 pub mod parent;
 mod restores;

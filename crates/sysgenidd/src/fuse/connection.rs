@@ -25,7 +25,7 @@ pub struct Buffer(Box<[u8]>);
 
 impl Default for Buffer {
     fn default() -> Self {
-        Self(vec![0; wire::MIN_READ_BUFFER].into())
+        Self(vec![0; wire::READ_BUFFER].into())
     }
 }
 
@@ -113,13 +113,15 @@ impl Connection {
         Self { device }
     }
 
-    /// Unmounts what is at `path`. Whoever has a file open keeps it until the connection is dropped.
+    /// Unmounts what is at `path`, and ends its connection: everybody who has a file open gets an error from
+    /// then on, and a request that nobody answered fails.
     ///
     /// # Errors
     ///
     /// `EINVAL` if nothing is mounted there, `EPERM`.
     pub fn unmount(path: &Path) -> io::Result<()> {
-        rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+        let flags = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        rustix::mount::unmount(path, flags)
     }
 
     /// Reads the next request, if there is one.

@@ -10,8 +10,9 @@ pub const MAJOR: u32 = 7;
 /// The minor version of the structures below: Linux 6.9, the first with passthrough.
 pub const MINOR: u32 = 40;
 
-/// The smallest buffer that the kernel accepts for reading a request, in bytes.
-pub const MIN_READ_BUFFER: usize = 8192;
+/// The size of the buffer for reading a request, in bytes. The kernel accepts no less than 8192, and refuses
+/// a caller's request that does not fit: an ioctl's argument may have up to 16 KiB by its number.
+pub const READ_BUFFER: usize = 20 * 1024;
 
 /// What kernel and daemon agree on at INIT, `FUSE_*` in the header; flags2 is the upper half.
 pub mod flag {

@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A machine that systemd has booted: a container in all but its files, which are those of the stage.
+
+use std::fmt::Display;
+use std::fs::File;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::process::Stdio;
+use std::str::FromStr;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
+
+use anyhow::Context;
+use anyhow::Result;
+use anyhow::bail;
+use rustix::event::PollFd;
+use rustix::event::PollFlags;
+use rustix::event::Timespec;
+use rustix::fs::CWD;
+use rustix::fs::FileType;
+use rustix::fs::Mode;
+use rustix::mount::MountFlags;
+
+use crate::Stage;
+use crate::conversation::Conversation;
+use crate::conversation::Running;
+use crate::tool;
+use crate::tool::Tool;
+
+/// The first process of a Debian system. Its images for containers have it not.
+const SYSTEMD: Tool = Tool {
+    program: "systemctl",
+    package: "systemd",
+};
+
+/// Names the daemon's program, if it is not beside the tests.
+const VARIABLE: &str = "SYSGENIDD";
+
+/// Where the daemon is installed.
+const DAEMON: &str = "/usr/sbin/sysgenidd";
+
+/// The daemon's configuration.
+const CONFIGURATION: &str = "/etc/sysgenid/sysgenidd.toml";
+
+/// All units that the machine has, and the only ones: those of the system would set up the host.
+const UNITS: &str = "/run/units";
+
+/// The units of the system that any other needs, without what they would pull in.
+const BASE: &[&str] = &[
+    "basic.target",
+    "shutdown.target",
+    "sysinit.target",
+    "modprobe@.service",
+];
+
+/// Where services write, because no journal runs.
+const LOG: &str = "/run/services.log";
+
+/// The control groups of this and other tests.
+const GROUPS: &str = "/sys/fs/cgroup";
+
+/// How long anything may take. Only ever waited for in full where something is wrong.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Enters the machine's control group, then makes its namespaces. What is mounted later is seen on the stage.
+const ENTER: &str = r#"
+echo $$ >"$GROUP/cgroup.procs"
+exec unshare --pid --mount --propagation unchanged --cgroup --uts --ipc --net --fork --kill-child \
+    sh -ec "$BOOT"
+"#;
+
+/// Mounts what belongs to the namespaces, then runs systemd, which must not touch the kernel's settings.
+const BOOT: &str = r#"
+mount --make-rprivate /proc
+mount --make-rprivate /sys
+mount -t proc proc /proc
+mount --bind /proc/sys /proc/sys
+mount -o remount,bind,ro /proc/sys
+mount --bind "$GROUP" /sys/fs/cgroup
+exec /usr/lib/systemd/systemd --system --unit=basic.target --log-target=null --show-status=false
+"#;
+
+/// A machine with the daemon's units, of which none runs yet.
+#[derive(Debug)]
+pub struct Machine {
+    group: Group,
+    /// Who made the namespaces, and waits for systemd, outside of its process namespace.
+    creator: Running,
+}
+
+impl Machine {
+    /// Boots the machine.
+    pub fn boot(stage: &Stage) -> Result<Self> {
+        SYSTEMD.require()?;
+        lay_over(stage, "/etc")?;
+        lay_over(stage, "/usr/sbin")?;
+        stage.folder(
+            Path::new(CONFIGURATION)
+                .parent()
+                .context("it is in a folder")?,
+        )?;
+        File::create(DAEMON)?;
+        stage.bind(&program()?, Path::new(DAEMON))?;
+        install_units(stage)?;
+        let socket = stage.folder("/run/booted")?.join("socket");
+        let notices = UnixDatagram::bind(&socket)?;
+        let group = Group::create()?;
+        let creator = Command::new("sh")
+            .args(["-ec", ENTER])
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("BOOT", BOOT)
+            .env("GROUP", &group.0)
+            .env("NOTIFY_SOCKET", &socket)
+            .env("SYSTEMD_UNIT_PATH", UNITS)
+            .env("SYSTEMD_GENERATOR_PATH", "/nowhere")
+            .env("SYSTEMD_ENVIRONMENT_GENERATOR_PATH", "/nowhere")
+            // It leaves more alone in a container.
+            .env("container", "sysgenid-interop")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .map(Running)
+            .context("cannot run sh")?;
+        let machine = Self { group, creator };
+        wait_until_booted(&notices)?;
+        Ok(machine)
+    }
+
+    /// Writes the daemon's configuration.
+    pub fn configure(&self, configuration: &str) -> Result<()> {
+        std::fs::write(CONFIGURATION, configuration)
+            .with_context(|| format!("cannot write {CONFIGURATION}"))
+    }
+
+    /// Has each daemon that starts from now on wait until it is [configured](Self::configure).
+    pub fn delay_starts(&self) -> Result<()> {
+        let mode = Mode::RUSR | Mode::WUSR;
+        rustix::fs::mknodat(CWD, CONFIGURATION, FileType::Fifo, mode, 0)
+            .with_context(|| format!("cannot make a pipe as {CONFIGURATION}"))
+    }
+
+    /// Asks systemd for something.
+    pub fn systemctl(&self, arguments: &[&str]) -> Result<String> {
+        self.run(Path::new("systemctl"), arguments)
+            .with_context(|| format!("the services said:\n{}", said()))
+    }
+
+    /// A property of a unit.
+    pub fn property<T: FromStr<Err: Display>>(&self, unit: &str, property: &str) -> Result<T> {
+        let value = self.systemctl(&["show", "--value", "--property", property, unit])?;
+        value
+            .parse()
+            .map_err(|error| anyhow::anyhow!("{property} of {unit} is {value:?}: {error}"))
+    }
+
+    /// Waits until something is as it should be, which is found by asking systemd again and again.
+    pub fn wait_until(&self, what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+        let until = Instant::now() + PATIENCE;
+        while !is_so()? {
+            if Instant::now() > until {
+                bail!(
+                    "after {} s not yet: {what}; the services said:\n{}",
+                    PATIENCE.as_secs(),
+                    said()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts a program in the machine, to talk with.
+    pub fn start(&self, program: &Path, arguments: &[&str]) -> Result<(Conversation, Running)> {
+        Conversation::start(self.command(program).args(arguments))
+    }
+
+    /// Runs a program in the machine to its end.
+    pub fn run(&self, program: &Path, arguments: &[&str]) -> Result<String> {
+        tool::run(self.command(program).args(arguments))
+    }
+
+    /// The lines of the list of mounts that are about the daemon's.
+    pub fn mounts(&self) -> Result<Vec<String>> {
+        let list = self.run(Path::new("cat"), &["/proc/self/mountinfo"])?;
+        let ours = list.lines().filter(|line| line.contains("fuse.sysgenid"));
+        Ok(ours.map(str::to_owned).collect())
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        let creator = self.creator.0.id();
+        let mut command = Command::new("nsenter");
+        command
+            .args(["--target", &creator.to_string()])
+            .args(["--mount", "--cgroup", "--uts", "--ipc", "--net"])
+            .arg(format!("--pid=/proc/{creator}/ns/pid_for_children"))
+            .arg(program);
+        command
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // Nothing is left to fail for but the test, which has succeeded or failed by now.
+        if let Err(error) = self.group.kill() {
+            eprintln!("{} is left: {error:#}", self.group.0.display());
+        }
+    }
+}
+
+fn program() -> Result<PathBuf> {
+    if let Some(program) = std::env::var_os(VARIABLE) {
+        return Ok(program.into());
+    }
+    // The tests are in `deps`, below the folder of the programs.
+    let program = std::env::current_exe()?
+        .ancestors()
+        .nth(2)
+        .context("a test is in a folder")?
+        .join("sysgenidd");
+    if !program.exists() {
+        bail!(
+            "{} is missing; build it (cargo build -p sysgenidd), or name it in {VARIABLE}",
+            program.display()
+        );
+    }
+    Ok(program)
+}
+
+/// What the services wrote.
+pub fn said() -> String {
+    std::fs::read_to_string(LOG).unwrap_or_default()
+}
+
+/// Lets a folder be changed on the stage, but not on the machine.
+fn lay_over(stage: &Stage, folder: &str) -> Result<()> {
+    let changes = PathBuf::from(format!("/run/changes{folder}"));
+    let (upper, work) = (changes.join("upper"), changes.join("work"));
+    stage.folder(&upper)?;
+    stage.folder(&work)?;
+    let options = format!(
+        "lowerdir={folder},upperdir={},workdir={}",
+        upper.display(),
+        work.display()
+    );
+    rustix::mount::mount(
+        "overlay",
+        folder,
+        "overlay",
+        MountFlags::empty(),
+        Some(std::ffi::CString::new(options)?.as_c_str()),
+    )
+    .with_context(|| format!("cannot mount an overlay over {folder}"))
+}
+
+fn install_units(stage: &Stage) -> Result<()> {
+    let units = stage.folder(UNITS)?;
+    let packaged = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging/systemd");
+    for unit in ["sysgenidd.service", "sysgenidd-clean.service"] {
+        std::fs::copy(packaged.join(unit), units.join(unit))
+            .with_context(|| format!("cannot copy {unit} from {}", packaged.display()))?;
+    }
+    for unit in BASE {
+        symlink(
+            Path::new("/usr/lib/systemd/system").join(unit),
+            units.join(unit),
+        )?;
+    }
+    // For all services: the units themselves are what is tested.
+    std::fs::write(
+        stage.folder(units.join("service.d"))?.join("log.conf"),
+        format!("[Service]\nStandardOutput=append:{LOG}\nStandardError=append:{LOG}\n"),
+    )?;
+    Ok(())
+}
+
+/// systemd says so to whoever runs it as a container.
+fn wait_until_booted(notices: &UnixDatagram) -> Result<()> {
+    notices.set_read_timeout(Some(PATIENCE))?;
+    let mut notice = [0; 4096];
+    loop {
+        let length = notices
+            .recv(&mut notice)
+            .context("systemd has not booted; its own words are above")?;
+        let text = String::from_utf8_lossy(&notice[..length]);
+        if text.lines().any(|line| line == "READY=1") {
+            return Ok(());
+        }
+    }
+}
+
+/// A control group, in which everything of a machine is but for what the test runs in it.
+#[derive(Debug)]
+struct Group(PathBuf);
+
+impl Group {
+    fn create() -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("sysgenid-interop-{}-{number}", std::process::id());
+        let path = Path::new(GROUPS).join(name);
+        std::fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    /// Kills everything in it, which ends the process namespace, and removes it.
+    fn kill(&self) -> Result<()> {
+        std::fs::write(self.0.join("cgroup.kill"), "1")?;
+        let path = self.0.join("cgroup.events");
+        let events = File::open(&path)?;
+        let timeout = Timespec::try_from(PATIENCE)?;
+        while !std::fs::read_to_string(&path)?.contains("populated 0") {
+            let mut change = [PollFd::new(&events, PollFlags::PRI)];
+            if rustix::event::poll(&mut change, Some(&timeout))? == 0 {
+                bail!("a process in it does not end");
+            }
+            // Looks at it, so that the next change is a new one.
+            rustix::io::pread(&events, &mut [0; 64], 0)?;
+        }
+        remove(&self.0)
+    }
+}
+
+/// Removes a control group and those below it.
+fn remove(group: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(group)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(std::fs::remove_dir(group)?)
+}

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The packaged units, run by systemd.
+
+use std::path::Path;
+
+use anyhow::Context;
+use anyhow::Result;
+use rustix::io::Errno;
+use sysgenid_interop::Stage;
+use sysgenid_interop::conversation::Conversation;
+use sysgenid_interop::conversation::Request;
+use sysgenid_interop::conversation::Running;
+use sysgenid_interop::load::Report;
+use sysgenid_interop::node::Mapping;
+use sysgenid_interop::systemd;
+use sysgenid_interop::systemd::Machine;
+
+const UNIT: &str = "sysgenidd.service";
+const CLEAN: &str = "sysgenidd-clean.service";
+const NODES: [&str; 2] = ["/dev/sysgenid", "/dev/vmgenid"];
+const CLIENT: &str = "/run/bin/node-client";
+const DIRECTORY: &str = "/run/sysgenid";
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn no_program_notices_that_systemd_restarts_the_daemon() {
+    Stage::play(|stage| {
+        let machine = start_service(stage)?;
+        let mut load = Load::start(&machine)?;
+        for restart in 1..=20 {
+            let before = load.check()?;
+            let old = main_process(&machine)?;
+            machine.systemctl(&["restart", UNIT])?;
+            assert_ne!(main_process(&machine)?, old, "nothing was restarted");
+            // It was not killed because it took too long: nobody would notice that either.
+            let said = systemd::said();
+            let handovers = said.matches("handing over to the next process").count();
+            assert_eq!(handovers, restart, "{said}");
+            load.check_after_start(&machine, &before)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn no_program_notices_that_the_daemon_crashes() {
+    Stage::play(|stage| {
+        let machine = start_service(stage)?;
+        let mut load = Load::start(&machine)?;
+        for _ in 0..20 {
+            let before = load.check()?;
+            crash(&machine)?;
+            assert_eq!(active_state(&machine, UNIT)?, "active");
+            load.check_after_start(&machine, &before)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn who_opens_a_node_while_no_daemon_runs_waits_for_the_next() {
+    Stage::play(|stage| {
+        let machine = start_service(stage)?;
+        let (mut reader, _reader) = start_sleeper(&machine, "read")?;
+        let old = main_process(&machine)?;
+        machine.delay_starts()?;
+        machine.systemctl(&["restart", "--no-block", UNIT])?;
+        machine.wait_until("the next daemon waits for its configuration", || {
+            Ok(![0, old].contains(&main_process(&machine)?))
+        })?;
+        assert_eq!(active_state(&machine, UNIT)?, "activating");
+        let (mut opener, _opener) = start_sleeper(&machine, "open")?;
+
+        machine.configure("")?;
+
+        assert_eq!(opener.receive::<Option<i32>>()?, None);
+        let bump = Path::new("/run/bin/watching-program");
+        machine.run(bump, &["bump", "/dev/sysgenid"])?;
+        assert_eq!(reader.receive::<Option<i32>>()?, None);
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn systemd_reloads_the_configuration_and_tells_of_a_fault_in_it() {
+    Stage::play(|stage| {
+        let machine = start_service(stage)?;
+        let main = main_process(&machine)?;
+        let mapping = Mapping::open(Path::new("/dev/sysgenid"))?;
+        let instance = Path::new(DIRECTORY).join("web/sysgenid");
+        assert!(!instance.exists());
+
+        machine.configure("[instances.web]\n")?;
+        machine.systemctl(&["reload", UNIT])?;
+        assert!(instance.exists(), "the configured instance is not there");
+
+        machine.configure("[instances.web]\nparent = \"nobody\"\n")?;
+        let refused = machine
+            .systemctl(&["reload", UNIT])
+            .expect_err("systemd says that all is well with a faulty configuration");
+        assert!(format!("{refused:#}").contains("nobody"), "{refused:#}");
+        assert_eq!(active_state(&machine, UNIT)?, "active");
+        assert!(
+            instance.exists(),
+            "a faulty configuration changed something"
+        );
+
+        machine.configure("")?;
+        machine.systemctl(&["reload", UNIT])?;
+        assert!(
+            !instance.exists(),
+            "the instance is not configured any more"
+        );
+
+        assert_eq!(main_process(&machine)?, main, "a reload is no restart");
+        assert_eq!(mapping.generation(), 0);
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn a_stop_by_systemd_wakes_who_sleeps_and_leaves_nothing_behind() {
+    Stage::play(|stage| {
+        let machine = start_service(stage)?;
+        let (mut sleeper, _running) = start_sleeper(&machine, "read")?;
+
+        machine.systemctl(&["stop", UNIT])?;
+
+        let error: Option<i32> = sleeper.receive()?;
+        assert_eq!(error, Some(Errno::NODEV.raw_os_error()));
+        assert_eq!(active_state(&machine, UNIT)?, "inactive");
+        assert_eq!(what_is_left(&machine)?, [""; 0]);
+
+        // Nor is anything kept: the next start is a first one.
+        machine.systemctl(&["start", UNIT])?;
+        assert_eq!(Mapping::open(Path::new("/dev/sysgenid"))?.generation(), 0);
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn a_daemon_that_cannot_stay_up_is_given_up_and_cleaned_up_after() {
+    Stage::play(|stage| {
+        let machine = start_service(stage)?;
+        let (mut sleeper, _running) = start_sleeper(&machine, "read")?;
+
+        // The first start counts, too.
+        let mut crashes = 0;
+        while active_state(&machine, UNIT)? != "failed" {
+            assert!(crashes < 5, "systemd starts it for ever");
+            crash(&machine)?;
+            crashes += 1;
+        }
+        let result: String = machine.property(UNIT, "Result")?;
+        assert_eq!((crashes, result.as_str()), (5, "signal"));
+
+        let error: Option<i32> = sleeper.receive()?;
+        assert_eq!(error, Some(Errno::CONNABORTED.raw_os_error()));
+        machine.wait_until("neither mounts nor links are left", || {
+            Ok(what_is_left(&machine)?.is_empty())
+        })?;
+        machine.wait_until("cleaning has ended", || {
+            Ok(active_state(&machine, CLEAN)? == "inactive")
+        })?;
+        let result: String = machine.property(CLEAN, "Result")?;
+        assert_eq!(result, "success");
+
+        // Once somebody has mended it, it starts as if for the first time.
+        machine.systemctl(&["reset-failed", UNIT])?;
+        machine.systemctl(&["start", UNIT])?;
+        assert_eq!(Mapping::open(Path::new("/dev/sysgenid"))?.generation(), 0);
+        Ok(())
+    });
+}
+
+/// Boots a machine, and starts the daemon there. The programs of the tests are in `/run/bin`.
+fn start_service(stage: &Stage) -> Result<Machine> {
+    let machine = Machine::boot(stage)?;
+    machine.systemctl(&["start", UNIT])?;
+    stage.install(env!("CARGO_BIN_EXE_node-client"))?;
+    stage.install(env!("CARGO_BIN_EXE_watching-program"))?;
+    Ok(machine)
+}
+
+fn active_state(machine: &Machine, unit: &str) -> Result<String> {
+    machine.property(unit, "ActiveState")
+}
+
+fn main_process(machine: &Machine) -> Result<u32> {
+    machine.property(UNIT, "MainPID")
+}
+
+/// Kills the daemon, and waits until systemd has started it again, or given it up.
+fn crash(machine: &Machine) -> Result<()> {
+    let old = main_process(machine)?;
+    machine.systemctl(&["kill", "--signal=KILL", UNIT])?;
+    machine.wait_until("the daemon runs again, or is given up", || {
+        // In this order: what is active then is the new one.
+        let is_new = ![0, old].contains(&main_process(machine)?);
+        let state = active_state(machine, UNIT)?;
+        Ok(state == "failed" || is_new && state == "active")
+    })
+}
+
+/// The mounts and links of a daemon that should have left none.
+fn what_is_left(machine: &Machine) -> Result<Vec<String>> {
+    let mut left = machine.mounts()?;
+    for node in NODES {
+        if std::fs::symlink_metadata(node).is_ok() {
+            left.push(node.to_owned());
+        }
+    }
+    Ok(left)
+}
+
+/// A program that sleeps in a call on a node.
+fn start_sleeper(machine: &Machine, call: &str) -> Result<(Conversation, Running)> {
+    let arguments = ["sleep", "/dev/sysgenid", "--in", call];
+    let (mut sleeper, running) = machine.start(Path::new(CLIENT), &arguments)?;
+    let asleep: Option<i32> = sleeper.receive()?;
+    assert_eq!(asleep, None);
+    Ok((sleeper, running))
+}
+
+/// A program that puts the nodes under load, and what it has reported.
+struct Load {
+    program: Conversation,
+    _running: Running,
+}
+
+impl Load {
+    fn start(machine: &Machine) -> Result<Self> {
+        let (program, running) = machine.start(Path::new(CLIENT), &["load"])?;
+        Ok(Self {
+            program,
+            _running: running,
+        })
+    }
+
+    /// Nothing has failed, nothing was lost, nothing was done twice.
+    fn check(&mut self) -> Result<Report> {
+        let report: Report = self
+            .program
+            .ask(Request::Now)
+            .context("the load has come to a halt")?;
+        assert_eq!(report.faults, [""; 0]);
+        assert_eq!(report.generation, report.triggers);
+        for (watcher, seen) in &report.seen {
+            assert_eq!(*seen, report.triggers, "{watcher}");
+        }
+        Ok(report)
+    }
+
+    /// The same after the daemon was started anew, and that the load goes on.
+    fn check_after_start(&mut self, machine: &Machine, before: &Report) -> Result<()> {
+        // systemd counts starts, of which this test makes more than anybody who means well.
+        machine.systemctl(&["reset-failed", UNIT])?;
+        loop {
+            let now = self.check()?;
+            if now.triggers >= before.triggers + 2 && now.glances >= before.glances + 2 {
+                return Ok(());
+            }
+        }
+    }
+}

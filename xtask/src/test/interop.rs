@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The daemon on this machine, with programs that others wrote: AWS-LC, container runtimes, CRIU.
+
+use anyhow::Result;
+
+use crate::host_daemon::HostDaemon;
+use crate::host_packages;
+use crate::host_packages::Needed;
+use crate::test::Context;
+use crate::test::Test;
+use crate::test::skip;
+use crate::tree::Tree;
+
+pub(crate) const TESTS: &[Test] = &[Test::new(
+    "AWS-LC, containers and CRIU use the daemon as they are",
+    with_others,
+)];
+
+const PACKAGES: &[Needed] = &[
+    needed("crun", "crun"),
+    needed("podman", "podman"),
+    needed("newuidmap", "uidmap"),
+    needed("jq", "jq"),
+];
+
+const fn needed(program: &'static str, package: &'static str) -> Needed {
+    Needed { program, package }
+}
+
+fn with_others(context: &Context<'_>) -> Result<()> {
+    if let Some(reason) = HostDaemon::cannot_run() {
+        return skip(reason);
+    }
+    host_packages::install(context.cache, PACKAGES)?;
+    let tree = Tree::prepare(context.cache)?;
+    context.cargo("build-daemon", &["build", "--package", "sysgenidd"], &[])?;
+    context.cargo(
+        "interop",
+        &["test", "--package", "sysgenid-interop", "--", "--ignored"],
+        &[("CRIU_TREE", tree.root().as_os_str())],
+    )
+}
