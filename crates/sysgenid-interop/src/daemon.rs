@@ -85,7 +85,8 @@ impl Daemon {
     }
 }
 
-fn program() -> Result<PathBuf> {
+/// The daemon that is tested.
+pub(crate) fn program() -> Result<PathBuf> {
     if let Some(program) = std::env::var_os(VARIABLE) {
         return Ok(program.into());
     }

@@ -30,6 +30,7 @@ use rustix::mount::MountFlags;
 use crate::Stage;
 use crate::conversation::Conversation;
 use crate::conversation::Running;
+use crate::daemon;
 use crate::tool;
 use crate::tool::Tool;
 
@@ -38,9 +39,6 @@ const SYSTEMD: Tool = Tool {
     program: "systemctl",
     package: "systemd",
 };
-
-/// Names the daemon's program, if it is not beside the tests.
-const VARIABLE: &str = "SYSGENIDD";
 
 /// Where the daemon is installed.
 const DAEMON: &str = "/usr/sbin/sysgenidd";
@@ -106,7 +104,7 @@ impl Machine {
                 .context("it is in a folder")?,
         )?;
         File::create(DAEMON)?;
-        stage.bind(&program()?, Path::new(DAEMON))?;
+        stage.bind(&daemon::program()?, Path::new(DAEMON))?;
         install_units(stage)?;
         let socket = stage.folder("/run/booted")?.join("socket");
         let notices = UnixDatagram::bind(&socket)?;
@@ -211,25 +209,6 @@ impl Drop for Machine {
             eprintln!("{} is left: {error:#}", self.group.0.display());
         }
     }
-}
-
-fn program() -> Result<PathBuf> {
-    if let Some(program) = std::env::var_os(VARIABLE) {
-        return Ok(program.into());
-    }
-    // The tests are in `deps`, below the folder of the programs.
-    let program = std::env::current_exe()?
-        .ancestors()
-        .nth(2)
-        .context("a test is in a folder")?
-        .join("sysgenidd");
-    if !program.exists() {
-        bail!(
-            "{} is missing; build it (cargo build -p sysgenidd), or name it in {VARIABLE}",
-            program.display()
-        );
-    }
-    Ok(program)
 }
 
 /// What the services wrote.

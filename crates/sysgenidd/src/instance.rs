@@ -586,7 +586,8 @@ impl Instance {
         backends: &[report::Backend],
     ) {
         let unique = request.unique;
-        if (self.is_renewing() || self.trigger.is_some())
+        // In their order: a trigger that may have been carried out comes before those that came later.
+        if (self.is_renewing() || self.trigger.is_some() || !self.deferred.is_empty())
             && !matches!(
                 request.operation,
                 Operation::Read {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The daemon on this machine, with programs that others wrote: AWS-LC, container runtimes, CRIU.
+//! The daemon on this machine, with programs that others wrote: AWS-LC, container runtimes, CRIU, systemd.
 
 use anyhow::Result;
 
@@ -13,7 +13,7 @@ use crate::test::skip;
 use crate::tree::Tree;
 
 pub(crate) const TESTS: &[Test] = &[Test::new(
-    "AWS-LC, containers and CRIU use the daemon as they are",
+    "AWS-LC, containers, CRIU and systemd use the daemon as they are",
     with_others,
 )];
 
@@ -22,6 +22,7 @@ const PACKAGES: &[Needed] = &[
     needed("podman", "podman"),
     needed("newuidmap", "uidmap"),
     needed("jq", "jq"),
+    needed("systemctl", "systemd"),
 ];
 
 const fn needed(program: &'static str, package: &'static str) -> Needed {

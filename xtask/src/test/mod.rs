@@ -17,6 +17,7 @@ mod known_limits;
 mod lifetime;
 mod restore;
 mod suite;
+mod survival;
 mod user_space;
 
 use std::cell::OnceCell;
@@ -172,6 +173,7 @@ pub(crate) fn run(cache: &Cache, options: &Options) -> Result<()> {
         firmware::TESTS,
         daemon::TESTS,
         interop::TESTS,
+        survival::TESTS,
     ];
     let groups = [checks::TESTS, host_daemon::TESTS]
         .into_iter()

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Requests at the control socket.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use sysgenidd::control;
+
+fuzz_target!(|line: &[u8]| {
+    let Ok(request) = control::parse_request(line) else {
+        return;
+    };
+    // What is understood can be said, on one line.
+    let said = serde_json::to_vec(&request).unwrap();
+    assert!(!said.contains(&b'\n'));
+    assert_eq!(control::parse_request(&said).unwrap(), request);
+});
