@@ -7,51 +7,37 @@
 //! successor can go on at any point: what a request changes is stored before it is answered, and a
 //! request that comes again changes nothing again.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::os::fd::{AsFd, OwnedFd};
+mod calls;
+mod folder;
+mod recovery;
+
+use std::collections::{BTreeSet, HashMap};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rustix::fs::OFlags;
-use rustix::io::{self, Errno};
+use rustix::io::Errno;
 use sysgenid_core::{
-    Access, Change, Epoch, Error, Generation, Ioctl, Node, Patience, Read, Registry, Wait, Wake,
-    Watcher,
+    Change, Epoch, Error, Generation, Ioctl, Node, Patience, Read, Registry, Wait, Wake, Watcher,
 };
-use zerocopy::IntoBytes;
 
 use crate::capability::Owner;
 use crate::clock;
 use crate::fault;
-use crate::fuse::wire::{self, flag, fopen};
-use crate::fuse::{Buffer, Connection, Operation, Received, Request, Unique};
+use crate::fuse::wire::{self, flag};
+use crate::fuse::{Connection, Operation, Request, Unique};
 use crate::node::{self, File, errno};
-use crate::process;
 use crate::renewal::{self, Renewals};
 use crate::report;
 use crate::state::{Handle, Mapping, Record, Slot, State};
 use crate::storage::Storage;
 
-/// How long the kernel may remember names and attributes, in seconds. It is told when they change.
-const VALID: u64 = 86_400;
+use self::folder::attributes_answer;
 
 /// What is offered to the kernel at INIT, as far as it has it.
 const WANTED: u64 =
     flag::INIT_EXT | flag::DIRECT_IO_ALLOW_MMAP | flag::PASSTHROUGH | flag::HAS_RESEND;
-
-/// How a node is opened: every read and write comes here.
-const OPEN_FLAGS: u32 = fopen::DIRECT_IO | fopen::NOFLUSH | fopen::PARALLEL_DIRECT_WRITES;
-
-/// What poll reports of an outdated watcher.
-const READABLE: u32 = 0x41; // EPOLLIN | EPOLLRDNORM
-
-/// For how long a watcher in doubt is looked after, in nanoseconds, and how often.
-const DOUBT: u64 = 200_000_000;
-const DOUBT_STEP: u64 = 20_000_000;
-
-/// Set in the handles of files that are no nodes.
-const REPORT: u64 = 1 << 63;
 
 /// The descriptors of an instance that outlive the process.
 #[derive(Debug)]
@@ -195,80 +181,6 @@ impl Instance {
             trigger: None,
             agreement: Agreement::Pending,
         }
-    }
-
-    /// Carries out what the process before this one left undone, and tells everybody what it may not
-    /// have told them.
-    ///
-    /// # Errors
-    ///
-    /// Those of the device.
-    pub fn recover(
-        &mut self,
-        buffer: &mut Buffer,
-        renewals: &Renewals,
-        backends: &[report::Backend],
-    ) -> anyhow::Result<()> {
-        // A change may have been committed, and nothing after it done.
-        self.page
-            .first_u32()
-            .store(self.record.generation.get(), Ordering::Release);
-        self.connection.ask_again()?;
-        // What comes again does not come in its order, but before everything new.
-        let mut requests = BTreeMap::new();
-        let mut others = Vec::new();
-        let mut openers = BTreeSet::new();
-        let connection = Arc::clone(&self.connection);
-        while let Received::Request(request) = connection.receive(buffer)? {
-            match request.operation {
-                Operation::Interrupt { .. } | Operation::Forget => {
-                    others.push(request.bytes.to_vec());
-                }
-                operation => {
-                    if matches!(operation, Operation::Open { .. }) {
-                        openers.insert(request.unique.identity());
-                    }
-                    let is_last = !request.unique.is_resent();
-                    requests.insert(request.unique.identity(), request.bytes.to_vec());
-                    if is_last {
-                        break;
-                    }
-                }
-            }
-        }
-        self.reopened = self
-            .slots()
-            .filter(|slot| openers.contains(&slot.opened_by))
-            .map(|slot| (slot.opened_by, slot.handle))
-            .collect();
-        if let Some(handle) = self.state.opening() {
-            let slot = self
-                .state
-                .find(handle)
-                .and_then(|index| self.state.at(index));
-            if slot.is_some_and(|slot| !openers.contains(&slot.opened_by)) {
-                let now = clock::now();
-                self.doubt = Some((handle, now + DOUBT, now));
-            }
-            self.state.set_opening(None);
-        }
-        tracing::debug!(
-            instance = self.settings.name,
-            requests = requests.len(),
-            "took over"
-        );
-        if self.state.mapping() == Mapping::Store {
-            self.renew(renewals);
-        }
-        for bytes in requests.values().chain(&others) {
-            if let Ok(request) = Request::parse(bytes) {
-                self.handle(&request, renewals, backends);
-            }
-        }
-        if !self.is_renewing() {
-            self.notify_pollers();
-        }
-        Ok(())
     }
 
     /// Its name.
@@ -557,27 +469,6 @@ impl Instance {
         }
     }
 
-    /// Whether the opener of a watcher ever heard of it is unclear only if the daemon died between the
-    /// answer and its next instruction, or the opener was killed before its request came again. In the
-    /// latter case it is about to be gone.
-    fn settle_doubt(&mut self, now: u64) {
-        let Some((handle, until, _)) = self.doubt.take() else {
-            return;
-        };
-        let Some(slot) = self
-            .state
-            .find(handle)
-            .and_then(|index| self.state.at(index))
-        else {
-            return;
-        };
-        if slot.opener.pid != 0 && process::is_gone(slot.opener.pid) {
-            self.close(handle);
-        } else if now < until {
-            self.doubt = Some((handle, until, now + DOUBT_STEP));
-        }
-    }
-
     /// Answers one request, or puts it to sleep.
     pub fn handle(
         &mut self,
@@ -727,381 +618,6 @@ impl Instance {
         self.agreement = Agreement::Reached;
     }
 
-    /// Agrees with the kernel on how mappings get the page, if that has not been done.
-    fn settle_mapping(&self) -> Mapping {
-        let settled = self.state.mapping();
-        if settled != Mapping::Unsettled {
-            return settled;
-        }
-        let mapping = if self.settings.passthrough {
-            match self.connection.open_backing(self.page.as_fd()) {
-                Ok(id) => Mapping::Passthrough(id),
-                Err(errno) => {
-                    tracing::warn!(
-                        instance = self.settings.name,
-                        "the kernel cannot pass mappings through ({errno}); it keeps a copy of the \
-                         page, which is renewed at each change"
-                    );
-                    Mapping::Store
-                }
-            }
-        } else {
-            Mapping::Store
-        };
-        self.state.set_mapping(mapping);
-        mapping
-    }
-
-    fn attributes(&self, inode: u64) -> Option<wire::Attr> {
-        if inode == node::ROOT {
-            return Some(node::folder_attributes());
-        }
-        let file = File::at(inode)?;
-        let [sysgenid, vmgenid] = self.settings.access;
-        Some(match file {
-            File::Node(Node::Sysgenid) => node::attributes(Node::Sysgenid, sysgenid),
-            File::Node(Node::Vmgenid) => node::attributes(Node::Vmgenid, vmgenid),
-            // It names the programs of all users.
-            File::Watchers => node::report_attributes(
-                file,
-                report::longest(self.watchers()),
-                node::Access {
-                    mode: 0o440,
-                    ..sysgenid
-                },
-            ),
-            File::Status | File::Metrics => node::report_attributes(
-                file,
-                report::longest(0),
-                node::Access {
-                    mode: 0o444,
-                    uid: 0,
-                    gid: 0,
-                },
-            ),
-        })
-    }
-
-    fn look_up(&self, unique: Unique, folder: u64, name: &[u8]) {
-        let found = File::named(name)
-            .filter(|_| folder == node::ROOT)
-            .and_then(|file| Some((file, self.attributes(file.inode())?)));
-        match found {
-            Some((file, attr)) => self.connection.answer(
-                unique,
-                &wire::EntryOut {
-                    nodeid: file.inode(),
-                    entry_valid: valid(file.inode()),
-                    attr_valid: valid(file.inode()),
-                    attr,
-                    ..wire::EntryOut::default()
-                },
-            ),
-            None => self.connection.refuse(unique, Errno::NOENT),
-        }
-    }
-
-    fn open(&mut self, request: &Request<'_>, node: Node, flags: u32) {
-        let unique = request.unique;
-        let (open_flags, backing_id) = match self.settle_mapping() {
-            Mapping::Passthrough(id) => (OPEN_FLAGS | fopen::PASSTHROUGH, id.get()),
-            // Without a file position, threads could share a descriptor with nothing between them; the
-            // kernel does not allow that together with passthrough.
-            Mapping::Store | Mapping::Unsettled => (OPEN_FLAGS | fopen::STREAM, 0),
-        };
-        // The request may have been carried out by a process that died before it could say so.
-        let index = match self.reopened.remove(&unique.identity()) {
-            Some(handle) => Ok(handle),
-            None => self.add_watcher(request, node, flags),
-        };
-        let handle = match index {
-            Ok(handle) => handle,
-            Err(errno) => {
-                self.connection.refuse(unique, errno);
-                return;
-            }
-        };
-        self.connection.answer(
-            unique,
-            &wire::OpenOut {
-                fh: handle.raw(),
-                open_flags,
-                backing_id,
-            },
-        );
-        fault::point();
-        self.state.set_opening(None);
-    }
-
-    fn add_watcher(&mut self, request: &Request<'_>, node: Node, flags: u32) -> io::Result<Handle> {
-        let access = if flags & OFlags::ACCMODE.bits() == OFlags::RDONLY.bits() {
-            Access::ReadOnly
-        } else {
-            Access::ReadWrite
-        };
-        let index = match self.free.pop() {
-            Some(index) => index,
-            None => {
-                let index = self.state.add_slot()?;
-                self.watchers.push(None);
-                index
-            }
-        };
-        let handle = self.state.new_handle(index);
-        let watcher = self.registry.open(node, access);
-        self.state.set_opening(Some(handle));
-        self.state.fill(&Slot {
-            handle,
-            opened_by: request.unique.identity(),
-            node,
-            watcher: watcher.record(),
-            opener: process::opener(request.tid),
-            polled_as: None,
-            wait: (0, 0),
-        });
-        self.watchers[index] = Some(watcher);
-        self.of_vmgenid += usize::from(node == Node::Vmgenid);
-        Ok(handle)
-    }
-
-    fn close(&mut self, handle: Handle) {
-        let Some(index) = self.state.find(handle) else {
-            return;
-        };
-        let slot = self.state.at(index);
-        self.of_vmgenid -= usize::from(slot.is_some_and(|slot| slot.node == Node::Vmgenid));
-        self.state.free(index);
-        if let Some(mut watcher) = self.watchers[index].take() {
-            self.free.push(index);
-            let wake = self.registry.close(&mut watcher);
-            self.wake(wake);
-        }
-    }
-
-    fn read(&mut self, unique: Unique, handle: Handle, size: u32, flags: u32) {
-        let Some(watcher) = self.watcher(handle) else {
-            self.connection.refuse(unique, Errno::BADF);
-            return;
-        };
-        let patience = if flags & OFlags::NONBLOCK.bits() == 0 {
-            Patience::Sleep
-        } else {
-            Patience::None
-        };
-        let length = usize::try_from(size).unwrap_or(usize::MAX);
-        match self.registry.read(watcher, length, patience) {
-            Ok(Read::Sleep) => self.sleep(Sleeper::Read(unique, handle)),
-            answer => self.answer_read(unique, answer),
-        }
-    }
-
-    fn fill_page(&self, unique: Unique, offset: u64, size: u32) {
-        let page = renewal::page(self.registry.generation());
-        self.connection
-            .answer_bytes(unique, part(&page, offset, size));
-    }
-
-    fn write(&mut self, unique: Unique, handle: Handle, data: &[u8]) {
-        let answer = self.change_watcher(handle, |registry, watcher| registry.write(watcher, data));
-        match answer {
-            Ok(wake) => {
-                let size = u32::try_from(data.len()).unwrap_or(0);
-                self.connection
-                    .answer(unique, &wire::WriteOut { size, padding: 0 });
-                self.wake(wake);
-            }
-            Err(errno) => self.connection.refuse(unique, errno),
-        }
-    }
-
-    fn ioctl(
-        &mut self,
-        request: &Request<'_>,
-        handle: Handle,
-        ioctl: Result<Ioctl, Error>,
-        renewals: &Renewals,
-    ) {
-        let unique = request.unique;
-        let ioctl = match ioctl {
-            Ok(ioctl) => ioctl,
-            Err(error) => {
-                self.connection.refuse(unique, errno(error));
-                return;
-            }
-        };
-        if self.state.find(handle).is_none() {
-            // It is a report's, or of a folder.
-            self.connection.refuse(unique, Errno::NOTTY);
-            return;
-        }
-        match ioctl {
-            Ioctl::CountOutdatedWatchers => {
-                let count = i32::try_from(self.registry.outdated_watchers()).unwrap_or(i32::MAX);
-                self.answer_ioctl(unique, count);
-            }
-            Ioctl::WaitWatchers(timeout) => self.wait(unique, handle, timeout),
-            Ioctl::SetTracking(tracked) => {
-                let answer = self.change_watcher(handle, |registry, watcher| {
-                    registry.set_tracking(watcher, tracked)
-                });
-                match answer {
-                    Ok(wake) => {
-                        self.answer_ioctl(unique, 0);
-                        self.wake(wake);
-                    }
-                    Err(errno) => self.connection.refuse(unique, errno),
-                }
-            }
-            Ioctl::Trigger { .. } if self.record.trigger == unique.identity() => {
-                self.trigger = Some(unique);
-            }
-            Ioctl::Trigger { minimum } => {
-                let capable = self.settings.owner.judges_capable(request.tid);
-                match self.registry.trigger(capable, minimum) {
-                    Ok(change) => {
-                        self.carry_out(change, renewals, |record| {
-                            record.trigger = unique.identity();
-                        });
-                        self.trigger = Some(unique);
-                    }
-                    Err(error) => self.connection.refuse(unique, errno(error)),
-                }
-            }
-        }
-    }
-
-    fn wait(&mut self, unique: Unique, handle: Handle, timeout: sysgenid_core::Timeout) {
-        let Some(index) = self.state.find(handle) else {
-            self.connection.refuse(unique, Errno::BADF);
-            return;
-        };
-        let Some(watcher) = &self.watchers[index] else {
-            self.connection.refuse(unique, Errno::BADF);
-            return;
-        };
-        match self.registry.wait(watcher, Patience::Sleep) {
-            Ok(Wait::Sleep) => {
-                // The time that passed under another process counts.
-                let (request, kept) = self.state.wait(index);
-                let deadline = if unique.is_resent() && request == unique.identity() {
-                    kept
-                } else {
-                    let deadline = timeout.nanoseconds().map_or(u64::MAX, |nanoseconds| {
-                        clock::now().saturating_add(nanoseconds.unsigned_abs())
-                    });
-                    self.state.set_wait(index, unique.identity(), deadline);
-                    deadline
-                };
-                let deadline = (deadline != u64::MAX).then_some(deadline);
-                self.sleep(Sleeper::Wait(unique, handle, deadline));
-            }
-            answer => self.answer_wait(unique, answer),
-        }
-    }
-
-    fn poll(&mut self, unique: Unique, handle: Handle, kernel_handle: u64, notify: bool) {
-        let Some(index) = self.state.find(handle) else {
-            // A report can always be read.
-            let answer = wire::PollOut {
-                revents: READABLE,
-                padding: 0,
-            };
-            self.connection.answer(unique, &answer);
-            return;
-        };
-        if notify {
-            self.state.set_polled_as(index, kernel_handle);
-        }
-        let outdated = self.watchers[index]
-            .as_ref()
-            .is_some_and(|watcher| self.registry.poll(watcher));
-        let answer = wire::PollOut {
-            revents: if outdated { READABLE } else { 0 },
-            padding: 0,
-        };
-        self.connection.answer(unique, &answer);
-    }
-
-    fn watcher(&self, handle: Handle) -> Option<&Watcher> {
-        self.watchers[self.state.find(handle)?].as_ref()
-    }
-
-    /// Changes a watcher, and stores what became of it.
-    fn change_watcher(
-        &mut self,
-        handle: Handle,
-        change: impl FnOnce(&mut Registry, &mut Watcher) -> Result<Wake, Error>,
-    ) -> Result<Wake, Errno> {
-        let index = self.state.find(handle).ok_or(Errno::BADF)?;
-        let watcher = self.watchers[index].as_mut().ok_or(Errno::BADF)?;
-        let wake = change(&mut self.registry, watcher).map_err(errno)?;
-        self.state.set_watcher(index, watcher.record());
-        Ok(wake)
-    }
-
-    fn open_report(&self, unique: Unique, flags: u32) {
-        if flags & OFlags::ACCMODE.bits() != OFlags::RDONLY.bits() {
-            self.connection.refuse(unique, Errno::ACCESS);
-            return;
-        }
-        let answer = wire::OpenOut {
-            fh: REPORT | self.state.new_handle(0).raw(),
-            open_flags: fopen::DIRECT_IO | fopen::NOFLUSH,
-            backing_id: 0,
-        };
-        self.connection.answer(unique, &answer);
-    }
-
-    /// Answers with a part of a report, as it was when its reading began.
-    fn read_report(
-        &mut self,
-        unique: Unique,
-        file: File,
-        handle: u64,
-        (offset, size): (u64, u32),
-        backends: &[report::Backend],
-    ) {
-        let text = match self.reports.remove(&handle) {
-            Some(text) if offset > 0 => text,
-            _ => match file {
-                File::Node(_) => String::new(),
-                File::Watchers => report::watchers(self),
-                File::Status => report::status(self, backends),
-                File::Metrics => report::metrics(self, backends),
-            },
-        };
-        let bytes = part(text.as_bytes(), offset, size);
-        self.connection.answer_bytes(unique, bytes);
-        // Most readers take it all at once, and need no copy.
-        if bytes.len() < text.len() && !bytes.is_empty() {
-            self.reports.insert(handle, text);
-        }
-    }
-
-    fn read_folder(&self, unique: Unique, offset: u64, size: u32) {
-        let dots = [(node::ROOT, 4, "."), (node::ROOT, 4, "..")];
-        let files = File::ALL.map(|file| (file.inode(), 8, file.name()));
-        let mut entries = Vec::new();
-        let first = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (index, (ino, kind, name)) in dots.into_iter().chain(files).enumerate().skip(first) {
-            let padding = name.len().next_multiple_of(8) - name.len();
-            let header = wire::Dirent {
-                ino,
-                off: u64::try_from(index + 1).unwrap_or(u64::MAX),
-                namelen: u32::try_from(name.len()).unwrap_or(0),
-                kind,
-            };
-            let length = size_of_val(&header) + name.len() + padding;
-            if entries.len() + length > usize::try_from(size).unwrap_or(usize::MAX) {
-                break;
-            }
-            entries.extend_from_slice(header.as_bytes());
-            entries.extend_from_slice(name.as_bytes());
-            entries.extend_from_slice(&[0; 8][..padding]);
-        }
-        self.connection.answer_bytes(unique, &entries);
-    }
-
     /// Ends the instance: everybody who sleeps gets an error, and the folder is unmounted. When the
     /// connection is closed, here and wherever it is kept, so does everybody who comes later.
     pub fn stop(mut self) {
@@ -1137,22 +653,6 @@ impl Instance {
     /// The generation.
     pub fn generation(&self) -> Generation {
         self.registry.generation()
-    }
-}
-
-/// How long the kernel may remember the name and attributes of a file. The size of a report changes.
-fn valid(inode: u64) -> u64 {
-    match File::at(inode) {
-        Some(File::Node(_)) | None => VALID,
-        Some(File::Watchers | File::Status | File::Metrics) => 0,
-    }
-}
-
-fn attributes_answer(attr: wire::Attr) -> wire::AttrOut {
-    wire::AttrOut {
-        attr_valid: valid(attr.ino),
-        attr,
-        ..wire::AttrOut::default()
     }
 }
 
