@@ -29,15 +29,15 @@ const HOST_GROUP: &str = "sysgenid";
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
-    #[error("cannot read the configuration {}: {source}; name another file by --config, or correct its permissions", path.display())]
+    #[error("cannot read the configuration {}: {reason}; create it, correct its permissions, or name another file by --config", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// What the kernel said.
-        source: io::Error,
+        reason: io::Error,
     },
     /// The file was read, and does not say what it should.
-    #[error("cannot use the configuration {}: {fault}; correct it, then start or reload the daemon", path.display())]
+    #[error("cannot use the configuration {}: {fault}; correct it, and try again", path.display())]
     Content {
         /// The file.
         path: PathBuf,
@@ -209,7 +209,7 @@ impl Config {
             Err(source) => {
                 return Err(Error::Read {
                     path: path.to_owned(),
-                    source,
+                    reason: source,
                 });
             }
         };
@@ -235,16 +235,7 @@ impl Config {
         };
 
         let directory = file.directory.get_ref();
-        let plain = directory
-            .components()
-            .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
-        if !directory.is_absolute() || !plain || directory.parent().is_none() {
-            let reason = format!(
-                "directory = \"{}\" is not an absolute path of a folder of its own",
-                directory.display()
-            );
-            return Err(at(file.directory.span(), reason));
-        }
+        check_directory(directory).map_err(|reason| at(file.directory.span(), reason))?;
 
         let order = file.backends.order.get_ref();
         for (index, kind) in order.iter().enumerate() {
@@ -278,6 +269,31 @@ impl Config {
             instances,
         })
     }
+}
+
+/// What holds without a file.
+impl Default for Config {
+    fn default() -> Self {
+        Self::parse("").expect("an empty file has no fault")
+    }
+}
+
+/// What holds for the daemon's folder, whether a file or the command line names it.
+///
+/// # Errors
+///
+/// What is wrong, on one line.
+pub fn check_directory(directory: &Path) -> Result<(), String> {
+    let plain = directory
+        .components()
+        .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    if directory.is_absolute() && plain && directory.parent().is_some() {
+        return Ok(());
+    }
+    Err(format!(
+        "directory \"{}\" is not an absolute path of a folder of its own",
+        directory.display()
+    ))
 }
 
 /// What holds for every instance, whether a file or a request defines it.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -254,6 +254,21 @@ impl Keeper {
             tracing::warn!("{error}");
         }
     }
+}
+
+/// Whether a daemon serves `directory`, or its state is kept for the next.
+pub(crate) fn is_locked(directory: &Path) -> bool {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let Ok(lock) = rustix::fs::open(directory.join(LOCK), flags, Mode::empty()) else {
+        return false;
+    };
+    let locked = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive);
+    locked == Err(Errno::WOULDBLOCK)
+}
+
+/// The directory that the process before served, if its lock was handed over.
+pub(crate) fn directory_before(inherited: &Inherited) -> Option<PathBuf> {
+    Some(inherited.path("lock")?.parent()?.to_owned())
 }
 
 fn write(file: &File, definition: &Definition) -> anyhow::Result<()> {

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
-use sysgenidd::config::{Account, Attributes, Config, InstanceName, Mode, Parent};
+use sysgenidd::config::{Account, Attributes, InstanceName, Mode, Parent, check_directory};
 use sysgenidd::control::{self, InstanceReport, Request, Response};
 use sysgenidd::{daemon, publish, renewal, service, supervise};
 use tracing::Level;
@@ -18,8 +18,11 @@ use tracing::Level;
 /// Programs read, poll, map and acknowledge DIRECTORY/host/sysgenid and DIRECTORY/host/vmgenid as they would
 /// the nodes of the kernel module. It needs root, /dev/fuse, and Linux 6.9 or newer.
 ///
+/// The usual start is `sysgenidd --publish`; the folder is /run/sysgenid unless it is named.
+///
 /// Signals: HUP reads the configuration again; INT stops and wakes everybody with an error; TERM does the
-/// same, unless a service manager keeps the state for the next process: then it is left to that one.
+/// same, unless a service manager keeps the state for the next process: then it is left to that one. With
+/// --supervise, signal the supervisor: TERM and INT stop, USR1 restarts without a loss.
 #[derive(Debug, Parser)]
 #[command(version, args_conflicts_with_subcommands = true)]
 struct Command {
@@ -36,7 +39,7 @@ struct Serve {
     config: Option<PathBuf>,
 
     /// Where the folders of the instances are mounted [default: /run/sysgenid]
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", value_parser = directory)]
     directory: Option<PathBuf>,
 
     /// Let /dev/sysgenid and /dev/vmgenid lead to the nodes of the host
@@ -101,7 +104,7 @@ enum Task {
 enum InstanceTask {
     /// Serve another generation with nodes and watchers of its own
     Add {
-        /// Its name: a-z, 0-9, `.`, `_`, `-`
+        /// Its name: 1 to 64 of a-z, 0-9, `.`, `_`, `-`, with a letter or digit at both ends
         name: InstanceName,
         #[command(flatten)]
         definition: Definition,
@@ -152,7 +155,7 @@ struct Definition {
     #[arg(long, value_name = "FILE")]
     user_namespace: Option<PathBuf>,
 
-    /// The owner of the nodes, a name or a number
+    /// The owner of the nodes, a name or a number [default: root of the user namespace]
     #[arg(long, value_parser = account)]
     user: Option<Account>,
 
@@ -160,11 +163,11 @@ struct Definition {
     #[arg(long, value_parser = account)]
     group: Option<Account>,
 
-    /// The mode of sysgenid
+    /// The mode of sysgenid, in octal [default: 0664 with --group, else 0644]
     #[arg(long, value_name = "MODE")]
     sysgenid_mode: Option<Mode>,
 
-    /// The mode of vmgenid
+    /// The mode of vmgenid, in octal [default: 0600]
     #[arg(long, value_name = "MODE")]
     vmgenid_mode: Option<Mode>,
 }
@@ -177,15 +180,20 @@ struct Place {
     config: Option<PathBuf>,
 
     /// The daemon's folder [default: what the configuration says, or /run/sysgenid]
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", value_parser = directory)]
     directory: Option<PathBuf>,
 }
 
 impl Place {
-    fn directory(&self) -> anyhow::Result<PathBuf> {
-        match &self.directory {
-            Some(directory) => Ok(directory.clone()),
-            None => Ok(Config::load(self.config.as_deref())?.directory),
+    fn directory(self) -> PathBuf {
+        self.options().directory()
+    }
+
+    fn options(self) -> daemon::Options {
+        daemon::Options {
+            config: self.config,
+            directory: self.directory,
+            publish: false,
         }
     }
 }
@@ -244,7 +252,7 @@ fn carry_out(task: Task) -> anyhow::Result<()> {
     match task {
         Task::Instance(task) => carry_out_instance(task),
         Task::Cdi { place } => {
-            let directory = place.directory()?;
+            let directory = place.directory();
             let names: Vec<_> = list(&directory)?
                 .into_iter()
                 .map(|instance| instance.name)
@@ -253,20 +261,16 @@ fn carry_out(task: Task) -> anyhow::Result<()> {
             println!("{}", serde_json::to_string_pretty(&file)?);
             Ok(())
         }
-        Task::Reload { place } => ask(&place.directory()?, &Request::Reload),
+        Task::Reload { place } => ask(&place.directory(), &Request::Reload),
         Task::Renew => renewal::run(),
         Task::Clean { place } => {
             service::init_tracing(false, Level::INFO);
-            daemon::clean(&daemon::Options {
-                config: place.config,
-                directory: place.directory,
-                publish: false,
-            })
+            daemon::clean(&place.options())
         }
         Task::Stop {
             place,
             unless_restarting: None,
-        } => ask(&place.directory()?, &Request::Stop),
+        } => ask(&place.directory(), &Request::Stop),
         Task::Stop {
             place,
             unless_restarting: Some(unit),
@@ -274,7 +278,7 @@ fn carry_out(task: Task) -> anyhow::Result<()> {
             if service::restart_is_queued(&unit)? {
                 return Ok(());
             }
-            match ask(&place.directory()?, &Request::Stop) {
+            match ask(&place.directory(), &Request::Stop) {
                 // It has ended already, by itself.
                 Err(error)
                     if matches!(error.downcast_ref(), Some(control::Error::NotRunning(_))) =>
@@ -294,7 +298,7 @@ fn carry_out_instance(task: InstanceTask) -> anyhow::Result<()> {
             definition,
             place,
         } => {
-            let directory = place.directory()?;
+            let directory = place.directory();
             let user_namespace = match definition.pid {
                 Some(pid) => Some(PathBuf::from(format!("/proc/{pid}/ns/user"))),
                 None => definition.user_namespace.map(absolute).transpose()?,
@@ -318,7 +322,7 @@ fn carry_out_instance(task: InstanceTask) -> anyhow::Result<()> {
             Ok(())
         }
         InstanceTask::List { json, place } => {
-            let instances = list(&place.directory()?)?;
+            let instances = list(&place.directory())?;
             if json {
                 println!("{}", serde_json::to_string_pretty(&instances)?);
             } else {
@@ -326,14 +330,14 @@ fn carry_out_instance(task: InstanceTask) -> anyhow::Result<()> {
             }
             Ok(())
         }
-        InstanceTask::Remove { name, place } => ask(&place.directory()?, &Request::Remove { name }),
+        InstanceTask::Remove { name, place } => ask(&place.directory(), &Request::Remove { name }),
         InstanceTask::Publish {
             name,
             into,
             root,
             place,
         } => Ok(publish::into_container(
-            &place.directory()?,
+            &place.directory(),
             &name,
             into,
             root.as_deref().unwrap_or(Path::new("/")),
@@ -380,6 +384,12 @@ fn table(instances: &[InstanceReport]) -> String {
 
 fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
     std::path::absolute(&path).with_context(|| format!("{} has no absolute path", path.display()))
+}
+
+fn directory(text: &str) -> Result<PathBuf, String> {
+    let directory = std::path::absolute(text).map_err(|error| error.to_string())?;
+    check_directory(&directory)?;
+    Ok(directory)
 }
 
 fn parent(text: &str) -> Result<Parent, String> {

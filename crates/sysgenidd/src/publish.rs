@@ -48,13 +48,18 @@ pub enum Error {
     #[error("{} exists and is not a link of sysgenidd; move it away, or run sysgenidd without --publish", .0.display())]
     Foreign(PathBuf),
     /// The container has a file of that name.
-    #[error("{} exists in the container of process {pid}; start the container without it", path.display())]
+    #[error("{} exists in the container of process {pid}: if an instance that was removed has left it there, unmount and remove it in the container, else start the container without it", path.display())]
     Occupied {
         /// The file, as the container sees it.
         path: PathBuf,
         /// The process that was named.
         pid: u32,
     },
+    /// The process has no `/dev` of its own.
+    #[error(
+        "process {0} has this machine's own /dev, which is not for an instance: name a process of a container, or run sysgenidd with --publish"
+    )]
+    SharedDevices(u32),
     /// The process is not there.
     #[error("there is no process {0} whose namespaces could be entered; is the container running?")]
     NoProcess(u32),
@@ -167,7 +172,8 @@ fn replace_link(target: &Path, link: &Path) -> io::Result<()> {
 ///
 /// # Errors
 ///
-/// [`Error::NoNode`], [`Error::NoProcess`], [`Error::Occupied`] and [`Error::System`].
+/// [`Error::NoNode`], [`Error::NoProcess`], [`Error::SharedDevices`], [`Error::Occupied`] and
+/// [`Error::System`].
 pub fn into_container(
     directory: &Path,
     instance: &InstanceName,
@@ -185,8 +191,15 @@ pub fn into_container(
         })?;
         trees.push((node, tree));
     }
+    // What is mounted there would be seen by the container only, but the files that it is mounted on by
+    // everybody.
+    let ours = rustix::fs::stat("/dev").map(|found| (found.st_dev, found.st_ino));
     enter(pid)?;
     let folder = open_devices(root)?;
+    let found = rustix::fs::fstat(&folder).map(|found| (found.st_dev, found.st_ino));
+    if ours == found {
+        return Err(Error::SharedDevices(pid));
+    }
     for (node, tree) in trees {
         bind(tree.as_fd(), folder.as_fd(), node, pid)?;
     }

@@ -13,10 +13,12 @@ use std::collections::BTreeSet;
 use std::env;
 use std::io;
 use std::os::fd::AsFd as _;
+use std::os::fd::AsRawFd as _;
 use std::os::fd::BorrowedFd;
 use std::os::fd::FromRawFd as _;
 use std::os::fd::OwnedFd;
 use std::os::fd::RawFd;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -212,6 +214,12 @@ impl Inherited {
     /// Takes the descriptor of this name.
     pub fn take(&mut self, name: &str) -> Option<OwnedFd> {
         self.0.remove(name)
+    }
+
+    /// Where the file is that has not been taken and bears this name.
+    pub(crate) fn path(&self, name: &str) -> Option<PathBuf> {
+        let fd = self.0.get(name)?.as_raw_fd();
+        std::fs::read_link(format!("/proc/self/fd/{fd}")).ok()
     }
 
     /// The names of those that have not been taken.

@@ -58,6 +58,7 @@ use signal_hook::consts::SIGTERM;
 use signal_hook::consts::SIGUSR1;
 
 use crate::control;
+use crate::keeper;
 use crate::mounts;
 use crate::publish;
 use crate::service;
@@ -509,6 +510,10 @@ fn raise_descriptor_limit() {
 
 /// Removes what a daemon that is gone has left in the file system.
 fn clean_up(options: &Options) {
+    if keeper::is_locked(&options.directory) {
+        // Another daemon serves it, which is why this one could not.
+        return;
+    }
     mounts::clean(&options.directory, |_| false);
     if let Err(error) = publish::unpublish(&options.directory, &options.devices) {
         tracing::error!("{error}");

@@ -199,3 +199,75 @@ fn only_the_owner_reads_the_names_of_everybodys_programs() {
     }
     daemon.stop();
 }
+
+#[test]
+#[ignore = "needs root and /dev/fuse; cargo xtask test runs it"]
+fn a_second_supervisor_leaves_the_nodes_of_the_first_alone() {
+    let daemon = start(Supervision::Supervised { limit: 5 }, true);
+    let watcher = Watcher::open(&daemon.file("sysgenid")).unwrap();
+    let second = Command::new(PROGRAM)
+        .args(["--supervise", "--publish", "--directory"])
+        .arg(daemon.directory())
+        .output()
+        .unwrap();
+    assert!(!second.status.success(), "{second:?}");
+    watcher.trigger(0).unwrap();
+    assert_eq!(generation(Path::new("/dev/sysgenid")), 1);
+    assert!(ask(&daemon, &["instance", "list"]).status.success());
+    daemon.stop();
+}
+
+#[test]
+#[ignore = "needs root and /dev/fuse; cargo xtask test runs it"]
+fn a_faulty_configuration_does_not_end_what_a_successor_takes_over() {
+    let daemon = start(Supervision::Supervised { limit: 5 }, true);
+    let follower = daemon.directory().join("follower/sysgenid");
+    let watcher = Watcher::open(&follower).unwrap();
+    let config = daemon.directory().with_file_name("sysgenidd.toml");
+    std::fs::write(&config, "this is no configuration\n").unwrap();
+    kill_and_wait_for_the_next(&daemon, 2);
+    let host = Watcher::open(Path::new("/dev/sysgenid")).unwrap();
+    host.trigger(0).unwrap();
+    assert_eq!(watcher.read().unwrap(), 1);
+    daemon.stop();
+}
+
+#[test]
+#[ignore = "needs root and /dev/fuse; cargo xtask test runs it"]
+fn a_configuration_that_cannot_be_published_changes_nothing() {
+    let daemon = start(Supervision::None, true);
+    std::fs::remove_file("/dev/sysgenid").unwrap();
+    std::fs::write("/dev/sysgenid", "somebody's").unwrap();
+    let config = daemon.directory().with_file_name("sysgenidd.toml");
+    std::fs::write(
+        &config,
+        "publish = true\n[backends]\nuse = []\n[instances.late]\n",
+    )
+    .unwrap();
+    let reloaded = ask(&daemon, &["reload"]);
+    assert!(!reloaded.status.success(), "{reloaded:?}");
+    assert!(!daemon.directory().join("late").exists());
+    assert!(daemon.directory().join("follower").exists());
+    daemon.stop();
+}
+
+#[test]
+#[ignore = "needs root and /dev/fuse; cargo xtask test runs it"]
+fn an_instance_is_not_published_where_the_machines_own_devices_are() {
+    let daemon = start(Supervision::None, true);
+    // It shares the devices, and has mounts of its own all the same.
+    let mut sharer = Command::new("unshare")
+        .args(["--mount", "sh", "-c", "echo; exec cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Read::read_exact(sharer.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+    let pid = sharer.id().to_string();
+    let asked = ask(&daemon, &["instance", "publish", "host", "--into", &pid]);
+    let said = String::from_utf8_lossy(&asked.stderr).into_owned();
+    assert!(said.contains("this machine's own /dev"), "{said}");
+    assert!(std::fs::read_link("/dev/sysgenid").is_ok());
+    process::kill(&mut sharer, "the sharer");
+    daemon.stop();
+}

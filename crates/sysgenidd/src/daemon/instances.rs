@@ -226,7 +226,11 @@ impl Daemon {
     }
 
     /// Makes the instances what the configuration says. What was added at run time stays.
-    pub(super) fn reconcile(&mut self) {
+    ///
+    /// # Errors
+    ///
+    /// What of it could not be done; the rest is.
+    pub(super) fn reconcile(&mut self) -> anyhow::Result<()> {
         let gone: Vec<_> = self
             .instances
             .iter()
@@ -241,15 +245,23 @@ impl Daemon {
         for index in gone {
             self.remove(index);
         }
+        let mut faults = Vec::new();
         for (name, attributes) in self.config.instances.clone() {
             let result = match self.find(&name) {
                 None => self.add(&name, attributes, Origin::Configuration),
                 Some(index) => self.redefine(index, attributes),
             };
             if let Err(error) = result {
-                tracing::error!(instance = %name, "{error:#}");
+                faults.push(format!("instance {name}: {error:#}"));
             }
         }
+        if faults.is_empty() {
+            return Ok(());
+        }
+        bail!(
+            "the configuration is in use, but for this: {}",
+            faults.join("; ")
+        )
     }
 
     pub(super) fn redefine(&mut self, index: usize, attributes: Attributes) -> anyhow::Result<()> {

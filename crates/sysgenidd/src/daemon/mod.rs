@@ -28,11 +28,12 @@ use crate::clock;
 use crate::config::{Config, InstanceName};
 use crate::control::{self, Origin};
 use crate::fuse::Buffer;
-use crate::keeper::Keeper;
+use crate::keeper::{self, Keeper};
 use crate::mounts;
 use crate::publish;
 use crate::renewal::Renewals;
 use crate::report;
+use crate::store::Inherited;
 use crate::supervise;
 use crate::watch::{Source, Watch};
 
@@ -59,6 +60,22 @@ pub struct Options {
 }
 
 impl Options {
+    /// The daemon's folder: what the command line says, or the configuration, or if that is of no use, the
+    /// usual place.
+    pub fn directory(&self) -> PathBuf {
+        if let Some(directory) = &self.directory {
+            return directory.clone();
+        }
+        match Config::load(self.config.as_deref()) {
+            Ok(config) => config.directory,
+            Err(error) => {
+                let config = Config::default();
+                tracing::warn!("{error}; assuming {}", config.directory.display());
+                config.directory
+            }
+        }
+    }
+
     /// The configuration with what the command line says.
     ///
     /// # Errors
@@ -115,7 +132,7 @@ struct Daemon {
 /// If a daemon is running, or somebody keeps its state for the next.
 pub fn clean(options: &Options) -> anyhow::Result<()> {
     let (mut keeper, mut inherited) = Keeper::take()?;
-    let directory = options.load()?.directory;
+    let directory = options.directory();
     if !directory.exists() {
         publish::unpublish(&directory, Path::new(DEVICES))?;
         return Ok(());
@@ -135,7 +152,20 @@ pub fn clean(options: &Options) -> anyhow::Result<()> {
 /// Says why the daemon cannot start. Once it serves, it goes on.
 pub fn run(options: Options) -> anyhow::Result<()> {
     let (mut keeper, mut inherited) = Keeper::take()?;
-    let mut config = options.load()?;
+    let loaded = options.load();
+    let is_sound = loaded.is_ok();
+    let mut config = match (loaded, keeper::directory_before(&inherited)) {
+        (Ok(config), _) => config,
+        (Err(error), None) => return Err(error),
+        (Err(error), Some(directory)) => {
+            // Those who use the nodes shall not suffer for it.
+            tracing::error!("{error:#}; going on as before, until it is read again");
+            Config {
+                directory,
+                ..Config::default()
+            }
+        }
+    };
     let signals = Signals::register()?;
     supervise::stop_with_supervisor()?;
     if !rustix::process::geteuid().is_root() {
@@ -180,7 +210,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         listen_at: None,
         buffer: Buffer::default(),
     };
-    let started = daemon.start(&mut inherited);
+    let started = daemon.start(&mut inherited, is_sound);
     if let Err(error) = started {
         // Whatever was mounted shall not stay behind without anybody who serves it.
         daemon.stop();
@@ -237,7 +267,8 @@ fn warn_of_time_limits() {
 }
 
 impl Daemon {
-    fn start(&mut self, inherited: &mut crate::store::Inherited) -> anyhow::Result<()> {
+    /// Takes over what there is, and starts what the configuration says, if that `is_sound`.
+    fn start(&mut self, inherited: &mut Inherited, is_sound: bool) -> anyhow::Result<()> {
         let kept = self.keeper.sort(inherited);
         let names: Vec<_> = kept.keys().cloned().collect();
         mounts::clean(&self.config.directory, |name| {
@@ -265,25 +296,27 @@ impl Daemon {
         // The process before may have been about to.
         self.settle_at =
             Some(clock::now() + nanoseconds(Restores::SETTLE)).filter(|_| !self.is_settled());
-        self.reconcile();
+        if is_sound && let Err(error) = self.reconcile() {
+            tracing::error!("{error:#}");
+        }
         self.follow_host();
         for index in 0..self.instances.len() {
             self.go_on(index);
         }
-        if self.config.publish
-            && let Err(error) = self.publish()
-        {
-            if !succeeds {
-                return Err(error);
+        let mut published = false;
+        if self.config.publish {
+            match self.publish(&self.config.directory) {
+                Ok(done) => published = done,
+                Err(error) if !succeeds => return Err(error),
+                // Those who use the nodes already are worth more than those who cannot find them.
+                Err(error) => tracing::error!("{error:#}"),
             }
-            // Those who use the nodes already are worth more than those who cannot find them.
-            tracing::error!("{error:#}");
         }
         let status = format!("serving {}", self.config.directory.display());
         self.keeper.manager().ready(&status)?;
         tracing::info!(
             directory = %self.config.directory.display(),
-            published = self.config.publish,
+            published,
             "ready"
         );
         Ok(())
@@ -331,9 +364,13 @@ impl Daemon {
     }
 
     /// Lets the usual paths lead to the nodes of the host, unless the kernel has nodes of its own there.
-    fn publish(&self) -> anyhow::Result<()> {
-        match publish::publish(&self.config.directory, Path::new(DEVICES)) {
-            Err(error @ publish::Error::Device(_)) => tracing::warn!("{error}"),
+    /// Says whether they do.
+    fn publish(&self, directory: &Path) -> anyhow::Result<bool> {
+        match publish::publish(directory, Path::new(DEVICES)) {
+            Err(error @ publish::Error::Device(_)) => {
+                tracing::warn!("{error}");
+                return Ok(false);
+            }
             result => result?,
         }
         if !self.backend_reports.iter().any(|backend| backend.works) {
@@ -343,7 +380,7 @@ impl Daemon {
                  off than without"
             );
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Sets the timer to the next moment at which something is to be done.
@@ -429,35 +466,37 @@ impl Daemon {
         if self.signals.reload.swap(false, Ordering::Relaxed)
             && let Err(error) = self.reload()
         {
-            tracing::error!("the configuration stays what it was: {error:#}");
+            tracing::error!("{error:#}");
         }
         None
     }
 
     fn reload(&mut self) -> anyhow::Result<()> {
-        let manager = self.keeper.manager();
-        let _ = manager.reloading();
-        let loaded = self.options.load();
-        let result = loaded.and_then(|mut config| {
-            config.directory = prepare_directory(&config.directory)?;
-            if config.directory != self.config.directory {
-                bail!("the directory cannot change while the daemon runs: restart it");
-            }
-            let was_published = self.config.publish;
-            self.config = config;
-            self.open_backends();
-            self.reconcile();
-            if self.config.publish {
-                self.publish()?;
-            } else if was_published {
-                publish::unpublish(&self.config.directory, Path::new(DEVICES))?;
-            }
-            tracing::info!("the configuration has been read again");
-            Ok(())
-        });
+        let _ = self.keeper.manager().reloading();
+        let result = self.try_reload();
         let status = format!("serving {}", self.config.directory.display());
         let _ = self.keeper.manager().ready(&status);
         result
+    }
+
+    fn try_reload(&mut self) -> anyhow::Result<()> {
+        let unchanged = "the configuration stays what it was";
+        let mut config = self.options.load().context(unchanged)?;
+        let directory = std::fs::canonicalize(&config.directory).unwrap_or_default();
+        if directory != self.config.directory {
+            bail!("{unchanged}: the directory cannot change while the daemon runs; restart it");
+        }
+        config.directory = directory;
+        if config.publish {
+            self.publish(&config.directory).context(unchanged)?;
+        } else if self.config.publish {
+            publish::unpublish(&config.directory, Path::new(DEVICES)).context(unchanged)?;
+        }
+        self.config = config;
+        self.open_backends();
+        self.reconcile()?;
+        tracing::info!("the configuration has been read again");
+        Ok(())
     }
 
     /// Ends everything: whoever sleeps is woken with an error, and nothing is left behind.

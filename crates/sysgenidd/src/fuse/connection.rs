@@ -47,7 +47,7 @@ pub enum MountError {
     #[error(
         "{DEVICE} cannot be opened: {0}; load the module (modprobe fuse), or give the container the device"
     )]
-    NoDevice(#[source] Errno),
+    NoDevice(Errno),
     /// May not mount.
     #[error("mounting needs CAP_SYS_ADMIN: run as root, or give the container the capability")]
     NotPermitted,
@@ -57,7 +57,6 @@ pub enum MountError {
         /// Where.
         path: PathBuf,
         /// Why.
-        #[source]
         errno: Errno,
     },
 }
