@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 
 /// Signals, as flags and a descriptor that becomes readable with each.
 pub(super) struct Signals {
@@ -29,6 +29,8 @@ impl Signals {
             }
             Ok(flag)
         };
+        // It is for the supervisor. Who sends it here by mistake shall not kill the daemon.
+        flag(&[SIGUSR1])?;
         Ok(Self {
             reload: flag(&[SIGHUP])?,
             stop: flag(&[SIGINT, SIGQUIT])?,
