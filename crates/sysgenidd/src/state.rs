@@ -164,7 +164,7 @@ pub struct Slot {
     pub watcher: WatcherRecord,
     /// By whom.
     pub opener: Opener,
-    /// The kernel's name for it, once somebody polled.
+    /// The kernel's name for it, if somebody polled and has not been told of a change since.
     pub polled_as: Option<u64>,
     /// The last wait that had to sleep: the request, and when it times out (nanoseconds, monotonic).
     pub wait: (u64, u64),
@@ -399,7 +399,8 @@ impl State {
             .then_some(index)
     }
 
-    /// The kernel's name for the watcher with this index, if somebody polled it.
+    /// The kernel's name for the watcher with this index, if somebody polled it and has not been told of a
+    /// change since.
     pub fn polled_as(&self, index: usize) -> Option<u64> {
         let start = at::FIRST_SLOT + index * SLOT;
         let polls = self.load(start + slot::HANDLE) != 0
@@ -413,6 +414,12 @@ impl State {
         self.store(start + slot::KERNEL_HANDLE, kernel_handle);
         let flags = start + slot::GENERATION_AND_FLAGS;
         self.store(flags, self.load(flags) | POLLS);
+    }
+
+    /// Notes that those who polled the watcher with this index have been told.
+    pub fn clear_polled_as(&self, index: usize) {
+        let flags = at::FIRST_SLOT + index * SLOT + slot::GENERATION_AND_FLAGS;
+        self.store(flags, self.load(flags) & !POLLS);
     }
 
     /// Stores what the core knows of the watcher with this index.
@@ -563,6 +570,10 @@ mod tests {
         state.set_watcher(0, slot.watcher);
         state.set_polled_as(0, 0);
         slot.polled_as = Some(0);
+        assert_eq!(state.polled_as(0), Some(0));
+        state.clear_polled_as(0);
+        assert_eq!(state.polled_as(0), None);
+        state.set_polled_as(0, 0);
         state.set_wait(0, 8, 9);
         slot.wait = (8, 9);
         assert_eq!(state.at(0), Some(slot));

@@ -351,6 +351,9 @@ impl Instance {
                 .is_some_and(|watcher| self.registry.poll(watcher));
             if outdated && let Some(kernel_handle) = self.state.polled_as(index) {
                 self.connection.notify_poll(kernel_handle);
+                fault::point();
+                // Whoever was told polls again before it can report anything, and so asks to be told again.
+                self.state.clear_polled_as(index);
             }
         }
     }
