@@ -19,6 +19,8 @@ use serde::Deserialize;
 use serde::Serialize;
 use toml::Spanned;
 
+use crate::backends::Kind;
+
 /// The file that is read when none is named.
 pub const DEFAULT_PATH: &str = "/etc/sysgenid/sysgenidd.toml";
 
@@ -99,7 +101,7 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backends {
     /// Which to use, the preferred one first; none leaves the ioctl alone.
-    pub order: Vec<BackendKind>,
+    pub order: Vec<Kind>,
     /// The vmclock device.
     pub vmclock: PathBuf,
     /// The kernel's log.
@@ -108,18 +110,6 @@ pub struct Backends {
     pub parent: PathBuf,
     /// How often to look at a vmclock device that cannot tell, where `kmsg` is of no use either.
     pub vmclock_interval: Option<Duration>,
-}
-
-/// A kind of backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum BackendKind {
-    /// The page of a `/dev/vmclockN`.
-    Vmclock,
-    /// The kernel's own notice in its log.
-    Kmsg,
-    /// A node that somebody else serves.
-    Parent,
 }
 
 /// What is decided for one instance; also what `sysgenidd instance add` sends.
@@ -565,7 +555,7 @@ struct File {
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 struct BackendsSection {
     #[serde(rename = "use")]
-    order: Spanned<Vec<BackendKind>>,
+    order: Spanned<Vec<Kind>>,
     vmclock: PathBuf,
     kmsg: PathBuf,
     parent: PathBuf,
@@ -586,9 +576,8 @@ impl Default for File {
 
 impl Default for BackendsSection {
     fn default() -> Self {
-        use BackendKind::{Kmsg, Parent, Vmclock};
         Self {
-            order: Spanned::new(0..0, vec![Vmclock, Kmsg, Parent]),
+            order: Spanned::new(0..0, Kind::ALL.to_vec()),
             vmclock: PathBuf::from("/dev/vmclock0"),
             kmsg: PathBuf::from("/dev/kmsg"),
             parent: PathBuf::from("/dev/sysgenid"),
@@ -633,7 +622,7 @@ mod tests {
         assert!(config.passthrough);
         assert_eq!(
             config.backends.order,
-            [BackendKind::Vmclock, BackendKind::Kmsg, BackendKind::Parent]
+            [Kind::Vmclock, Kind::Kmsg, Kind::Parent]
         );
         assert_eq!(
             config.backends.vmclock_interval,
@@ -673,7 +662,7 @@ mod tests {
         assert_eq!(config.directory, Path::new("/srv/generations"));
         assert!(config.publish);
         assert!(!config.passthrough);
-        assert_eq!(config.backends.order, [BackendKind::Kmsg]);
+        assert_eq!(config.backends.order, [Kind::Kmsg]);
         assert_eq!(config.backends.vmclock, Path::new("/dev/vmclock7"));
         assert_eq!(config.backends.kmsg, Path::new("/dev/log"));
         assert_eq!(config.backends.parent, Path::new("/dev/other"));

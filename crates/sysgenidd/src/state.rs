@@ -95,7 +95,7 @@ pub struct Record {
     pub parent_epoch: Epoch,
     /// [`Restores`](crate::backends::Restores), in words.
     pub restores: [u64; 4],
-    /// How far each backend has looked.
+    /// How far each backend has looked, in the order of [`Kind::ALL`](crate::backends::Kind::ALL).
     pub positions: [Option<u64>; 3],
 }
 
@@ -397,6 +397,11 @@ impl State {
             && index < self.slots()
             && self.load(at::FIRST_SLOT + index * SLOT + slot::HANDLE) == handle.0)
             .then_some(index)
+    }
+
+    /// This watcher, if it is still there.
+    pub fn get(&self, handle: Handle) -> Option<Slot> {
+        self.at(self.find(handle)?)
     }
 
     /// The kernel's name for the watcher with this index, if somebody polled it and has not been told of a

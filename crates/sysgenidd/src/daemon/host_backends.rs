@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use crate::backends::{self, Restores};
 use crate::clock;
-use crate::config::BackendKind;
 use crate::mounts;
 use crate::report;
+use crate::state::Record;
 use crate::watch::Source;
 
 use super::{Daemon, RETRY, nanoseconds};
@@ -27,17 +27,17 @@ pub(super) struct Watched {
 impl Daemon {
     /// Opens the backends that the configuration names and that are not open yet.
     pub(super) fn open_backends(&mut self) {
-        let wanted: Vec<_> = self.config.backends.order.iter().map(kind).collect();
-        for index in (0..self.backends.len()).rev() {
-            if let Some(backend) = &self.backends[index].backend
-                && let Some(fd) = backend.fd()
-            {
-                self.watch.remove(fd);
-            }
+        for fd in self
+            .backends
+            .iter()
+            .filter_map(|watched| watched.backend.as_ref()?.fd())
+        {
+            self.watch.remove(fd);
         }
-        self.backends = wanted
-            .into_iter()
-            .map(|kind| Watched {
+        let order = &self.config.backends.order;
+        self.backends = order
+            .iter()
+            .map(|&kind| Watched {
                 kind,
                 backend: None,
                 retry: None,
@@ -64,7 +64,7 @@ impl Daemon {
         let Some(host) = self.instances.first_mut().and_then(Option::as_mut) else {
             return;
         };
-        let position = host.instance.record().positions[place(kind)];
+        let position = host.instance.record().positions[kind as usize];
         match backends::open(kind, &settings, position) {
             Ok(backend) => {
                 if let Some(fd) = backend.fd()
@@ -77,7 +77,7 @@ impl Daemon {
                         let mut restores = Restores::from_words(record.restores);
                         restores.join(kind);
                         record.restores = restores.to_words();
-                        record.positions[place(kind)] = Some(backend.position());
+                        record.positions[kind as usize] = Some(backend.position());
                     });
                 }
                 tracing::info!(backend = %kind, "watching {}", backend.description());
@@ -150,19 +150,19 @@ impl Daemon {
                     tracing::info!(backend = %kind, changes, bumps, "noticed a restore");
                     self.settle_at = Some(clock::now() + nanoseconds(Restores::SETTLE));
                 }
+                let seen = |record: &mut Record| {
+                    record.restores = restores.to_words();
+                    record.positions[kind as usize] = Some(position);
+                };
                 for left in (0..bumps).rev() {
                     // All of it with the last: rather one too many than one too few.
                     host.bump(&self.renewals, |record| {
                         if left == 0 {
-                            record.restores = restores.to_words();
-                            record.positions[place(kind)] = Some(position);
+                            seen(record);
                         }
                     });
                 }
-                host.note(|record| {
-                    record.restores = restores.to_words();
-                    record.positions[place(kind)] = Some(position);
-                });
+                host.note(seen);
             }
             Err(backends::Error::Busy { .. }) => {
                 watched.retry = Some((clock::now() + nanoseconds(SOON), RETRY.0));
@@ -216,22 +216,5 @@ impl Daemon {
         } else {
             None
         }
-    }
-}
-
-fn kind(configured: &BackendKind) -> backends::Kind {
-    match configured {
-        BackendKind::Vmclock => backends::Kind::Vmclock,
-        BackendKind::Kmsg => backends::Kind::Kmsg,
-        BackendKind::Parent => backends::Kind::Parent,
-    }
-}
-
-/// Where a record keeps how far a backend has looked.
-const fn place(kind: backends::Kind) -> usize {
-    match kind {
-        backends::Kind::Vmclock => 0,
-        backends::Kind::Kmsg => 1,
-        backends::Kind::Parent => 2,
     }
 }

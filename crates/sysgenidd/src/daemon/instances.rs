@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use crate::backends::{self};
+use crate::backends;
 use crate::capability::Owner;
 use crate::clock;
 use crate::config::{self, Accounts, Attributes, InstanceName, Parent};
@@ -90,13 +90,7 @@ impl Daemon {
         };
         let settings = self.settings(name, &definition)?;
         let path = settings.path.clone();
-        std::fs::create_dir(&path).or_else(|error| {
-            if error.kind() == std::io::ErrorKind::AlreadyExists {
-                Ok(())
-            } else {
-                Err(error)
-            }
-        })?;
+        std::fs::create_dir_all(&path)?;
         let mut instance = Instance::create(settings)?;
         // What was before it is none of its own.
         self.adopt(&mut instance, &definition, name);

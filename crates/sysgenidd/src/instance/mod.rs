@@ -387,11 +387,7 @@ impl Instance {
 
     fn answer_sleeper(&mut self, sleeper: Sleeper, patience: Patience) {
         let (Sleeper::Read(unique, handle) | Sleeper::Wait(unique, handle, _)) = sleeper;
-        let Some(watcher) = self
-            .state
-            .find(handle)
-            .and_then(|index| self.watchers[index].as_ref())
-        else {
+        let Some(watcher) = self.watcher(handle) else {
             self.connection.refuse(unique, Errno::BADF);
             return;
         };

@@ -66,10 +66,7 @@ impl Instance {
             .map(|slot| (slot.opened_by, slot.handle))
             .collect();
         if let Some(handle) = self.state.opening() {
-            let slot = self
-                .state
-                .find(handle)
-                .and_then(|index| self.state.at(index));
+            let slot = self.state.get(handle);
             if slot.is_some_and(|slot| !openers.contains(&slot.opened_by)) {
                 let now = clock::now();
                 self.doubt = Some((handle, now + DOUBT, now));
@@ -102,11 +99,7 @@ impl Instance {
         let Some((handle, until, _)) = self.doubt.take() else {
             return;
         };
-        let Some(slot) = self
-            .state
-            .find(handle)
-            .and_then(|index| self.state.at(index))
-        else {
+        let Some(slot) = self.state.get(handle) else {
             return;
         };
         if slot.opener.pid != 0 && process::is_gone(slot.opener.pid) {
