@@ -48,6 +48,7 @@ const PACKAGES: &[&str] = &[
     "cpio",
     "kmod",
     "pahole",
+    "cargo",
     "rustc",
     "rust-src",
     "rustfmt",

@@ -5,10 +5,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use sysgenidd::backends::vmclock;
 
 fuzz_target!(|page: &[u8]| {
-    let Ok(read) = vmclock::parse(page) else {
+    let Ok(read) = sysgenid_vmclock::parse(page) else {
         return;
     };
     // The same by hand, from the offsets of the header.

@@ -148,7 +148,7 @@ pub enum Error {
         /// The device.
         path: PathBuf,
         /// What is wrong with its page.
-        reason: vmclock::Malformed,
+        reason: sysgenid_vmclock::Malformed,
     },
 
     /// The page was being changed at every attempt. Nothing is lost; look again soon.

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! One generation change, from the notice to the acknowledgement.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sysgenid_core::Generation;
+
+use crate::deadline::Deadline;
+use crate::error::Error;
+use crate::node::Waited;
+use crate::watcher::Inner;
+
+/// A generation change that a watcher was told of and has not acknowledged.
+///
+/// Everybody who waits for all watchers waits for this one until it is acknowledged, which consumes it. So rebuild
+/// first: there is no way back to a change that was acknowledged. One that is dropped is not lost; the watcher is
+/// told of it again.
+///
+/// It keeps the watcher open, and may be handed to another thread.
+#[derive(Debug)]
+#[must_use = "everybody waits for this change to be acknowledged"]
+pub struct Change {
+    watcher: Arc<Inner>,
+    generation: Generation,
+}
+
+/// What there is to do after an acknowledgement.
+#[derive(Debug)]
+#[must_use = "another change may have to be dealt with"]
+pub enum Acknowledged {
+    /// Nothing: the watcher is current.
+    Current,
+    /// The machine was restored once more, while the change was dealt with. What was rebuilt is outdated already.
+    ChangedAgain(Change),
+}
+
+/// How a wait for everybody else ended.
+#[derive(Debug)]
+#[must_use = "not everybody may be done"]
+pub enum Others {
+    /// All tracked watchers have acknowledged.
+    Settled,
+    /// The time is over.
+    TimedOut {
+        /// So many tracked watchers have not acknowledged.
+        outdated: u32,
+    },
+    /// The machine was restored once more, so the caller has to deal with that first.
+    ChangedAgain(Change),
+}
+
+impl Change {
+    pub(crate) fn new(watcher: Arc<Inner>, generation: Generation) -> Self {
+        Self {
+            watcher,
+            generation,
+        }
+    }
+
+    /// The generation that the machine is in now.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Says that everything was rebuilt for this generation.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Gone`], [`Error::Io`].
+    pub fn acknowledge(self) -> Result<Acknowledged, Error> {
+        Ok(match self.watcher.acknowledge(self.generation)? {
+            None => Acknowledged::Current,
+            Some(current) => Acknowledged::ChangedAgain(Self::new(self.watcher, current)),
+        })
+    }
+
+    /// Rebuilds, and acknowledges if that succeeds; all over again if the machine was restored meanwhile. Returns
+    /// the generation that was acknowledged.
+    ///
+    /// # Errors
+    ///
+    /// That of the closure, and then nothing is acknowledged: the watcher will be told of the change again.
+    /// [`Error::Gone`] and [`Error::Io`], converted.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let watcher = sysgenid::Watcher::open(sysgenid::Tracking::Tracked)?;
+    /// let generation = watcher.wait()?.rebuild(|generation| {
+    ///     std::fs::write("/run/my-service/generation", generation.to_string())
+    ///         .map_err(Box::<dyn std::error::Error>::from)
+    /// })?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn rebuild<E: From<Error>>(
+        self,
+        mut rebuild: impl FnMut(Generation) -> Result<(), E>,
+    ) -> Result<Generation, E> {
+        let mut change = self;
+        loop {
+            let generation = change.generation;
+            rebuild(generation)?;
+            match change.acknowledge()? {
+                Acknowledged::Current => return Ok(generation),
+                Acknowledged::ChangedAgain(newer) => change = newer,
+            }
+        }
+    }
+
+    /// Acknowledges, and waits until every other tracked watcher has acknowledged too; for ever without a time-out.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Gone`], [`Error::Io`].
+    pub fn acknowledge_and_wait(self, timeout: Option<Duration>) -> Result<Others, Error> {
+        let watcher = Arc::clone(&self.watcher);
+        if let Acknowledged::ChangedAgain(newer) = self.acknowledge()? {
+            return Ok(Others::ChangedAgain(newer));
+        }
+        let deadline = Deadline::after(timeout);
+        loop {
+            match watcher.node().wait_watchers(deadline.left())? {
+                Waited::Everybody => return Ok(Others::Settled),
+                Waited::TimedOut => {
+                    return Ok(Others::TimedOut {
+                        outdated: watcher.node().outdated_watchers()?,
+                    });
+                }
+                // By a change, or else by a signal.
+                Waited::Interrupted => {
+                    if let Some(generation) = watcher.node().read()? {
+                        return Ok(Others::ChangedAgain(Self::new(watcher, generation)));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A value that belongs to one generation.
+
+mod shared;
+
+use std::cell::{self, RefCell};
+use std::convert::Infallible;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use sysgenid_core::Generation;
+use thread_local::ThreadLocal;
+
+use crate::guarded::shared::Shared;
+use crate::probe::{Probe, Stamp};
+
+/// A value that belongs to one generation of the machine, and is rebuilt before its first use in a new one.
+///
+/// It needs no thread, no event loop and no permission to acknowledge: each [`get`](Self::get) looks at the probe.
+/// Where nothing has changed that is all it does, and threads do not disturb each other. Where the machine was
+/// restored, the first caller rebuilds and the others wait for it.
+///
+/// The value is made at the first use, so a `Guarded` is cheap to make and fits into a
+/// [`LazyLock`](std::sync::LazyLock).
+///
+/// # What is kept
+///
+/// Each thread keeps the value that it used last, for speed. So an old value is dropped when every thread that had
+/// it has called again, or when the `Guarded` is dropped. It is never *returned* again after a change.
+///
+/// # Example
+///
+/// ```
+/// use std::sync::LazyLock;
+/// use sysgenid::{Guarded, Probe};
+///
+/// # fn draw_key() -> [u8; 32] { [4; 32] }
+/// static KEY: LazyLock<Guarded<[u8; 32]>> = LazyLock::new(|| {
+///     let probe = Probe::open_or_never().expect("the node is there and cannot be used");
+///     Guarded::new(probe, |_generation| draw_key())
+/// });
+///
+/// fn sign(message: &[u8]) -> u8 {
+///     let key = KEY.get();
+///     key[0] ^ message.len() as u8
+/// }
+/// # sign(b"hello");
+/// ```
+pub struct Guarded<T: Send + Sync, E = Infallible> {
+    shared: Shared<T, E, Probe>,
+    /// The value that each thread used last.
+    cache: ThreadLocal<RefCell<Option<Cached<T>>>>,
+}
+
+struct Cached<T> {
+    stamp: Stamp,
+    value: Arc<T>,
+}
+
+impl<T: Send + Sync> Guarded<T> {
+    /// A value that `rebuild` makes for each generation, which it is told.
+    ///
+    /// `rebuild` must not use this value itself: it would wait for itself for ever. If the machine is restored while
+    /// it runs, what it made may be made of old randomness, and it is called again.
+    pub fn new(probe: Probe, rebuild: impl Fn(Generation) -> T + Send + Sync + 'static) -> Self {
+        Self::fallible(probe, move |generation| Ok(rebuild(generation)))
+    }
+
+    /// The value of the current generation.
+    pub fn get(&self) -> Ref<'_, T> {
+        match self.try_get() {
+            Ok(value) => value,
+            Err(never) => match never {},
+        }
+    }
+
+    /// The same to keep for longer, or across an `await`. It does not change any more; a value that is kept must be
+    /// checked by [`Ref::is_current`] or fetched again.
+    pub fn get_shared(&self) -> Arc<T> {
+        match self.try_get_shared() {
+            Ok(value) => value,
+            Err(never) => match never {},
+        }
+    }
+}
+
+impl<T: Send + Sync, E> Guarded<T, E> {
+    /// A value that `rebuild` may fail to make. See [`new`](Guarded::new).
+    pub fn fallible(
+        probe: Probe,
+        rebuild: impl Fn(Generation) -> Result<T, E> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            shared: Shared::new(probe, rebuild),
+            cache: ThreadLocal::new(),
+        }
+    }
+
+    /// The value of the current generation.
+    ///
+    /// # Errors
+    ///
+    /// What `rebuild` returns. The old value is gone then, and the next call tries again.
+    #[inline]
+    pub fn try_get(&self) -> Result<Ref<'_, T>, E> {
+        if let Some(slot) = self.cache.get() {
+            if let Ok(cached) = slot.try_borrow() {
+                if let Some(value) = self.current(cached) {
+                    return Ok(value);
+                }
+            }
+        }
+        self.fetch()
+    }
+
+    /// As [`get_shared`](Guarded::get_shared).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_get`](Self::try_get).
+    pub fn try_get_shared(&self) -> Result<Arc<T>, E> {
+        Ok(self.shared.current()?.1)
+    }
+
+    /// The probe that is asked.
+    pub fn probe(&self) -> &Probe {
+        self.shared.source()
+    }
+
+    /// What the thread has, if it is of the current generation.
+    #[inline]
+    fn current<'a>(&'a self, cached: cell::Ref<'a, Option<Cached<T>>>) -> Option<Ref<'a, T>> {
+        let stamp = cached.as_ref()?.stamp;
+        let probe = self.probe();
+        if probe.has_changed(&stamp) {
+            return None;
+        }
+        let value = cell::Ref::filter_map(cached, |cached| {
+            cached.as_ref().map(|cached| &*cached.value)
+        });
+        Some(Ref {
+            value: Value::Cached(value.ok()?),
+            probe,
+            stamp,
+        })
+    }
+
+    /// Gets the value that all threads share, has it rebuilt if it must be, and keeps it for this thread.
+    #[cold]
+    fn fetch(&self) -> Result<Ref<'_, T>, E> {
+        let (stamp, value) = self.shared.current()?;
+        let slot = self.cache.get_or_default();
+        // The thread may be using an older value right now, further up on its stack.
+        if let Ok(mut cached) = slot.try_borrow_mut() {
+            *cached = Some(Cached {
+                stamp,
+                value: Arc::clone(&value),
+            });
+        }
+        Ok(Ref {
+            value: Value::Shared(value),
+            probe: self.probe(),
+            stamp,
+        })
+    }
+}
+
+impl<T: Send + Sync, E> fmt::Debug for Guarded<T, E> {
+    /// Without the value, which may be a secret.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Guarded")
+            .field("probe", self.shared.source())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The value of a [`Guarded`], for as long as this is kept.
+pub struct Ref<'a, T> {
+    value: Value<'a, T>,
+    probe: &'a Probe,
+    stamp: Stamp,
+}
+
+enum Value<'a, T> {
+    Cached(cell::Ref<'a, T>),
+    Shared(Arc<T>),
+}
+
+impl<T> Ref<'_, T> {
+    /// Whether the machine is still in the generation that the value was made for.
+    ///
+    /// Ask *after* use where what was made of the value must not leave a clone: a restore can come between the
+    /// [`get`](Guarded::get) and the use.
+    #[inline]
+    pub fn is_current(&self) -> bool {
+        !self.probe.has_changed(&self.stamp)
+    }
+
+    /// The generation that the value was made for.
+    pub fn generation(&self) -> Generation {
+        self.stamp.generation()
+    }
+}
+
+impl<T> Deref for Ref<'_, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        match &self.value {
+            Value::Cached(value) => value,
+            Value::Shared(value) => value,
+        }
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Ref<'_, T> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(formatter)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+    use crate::testing::SimulatedMachine;
+
+    /// A value that counts how often it was made.
+    fn counted(machine: &SimulatedMachine) -> (Guarded<u32>, Arc<AtomicU32>) {
+        let made = Arc::new(AtomicU32::new(0));
+        let counter = Arc::clone(&made);
+        let guarded = Guarded::new(machine.probe(), move |_| {
+            counter.fetch_add(1, Ordering::Relaxed) + 1
+        });
+        (guarded, made)
+    }
+
+    #[test]
+    fn a_value_is_made_once_a_generation_and_not_before_it_is_used() {
+        let machine = SimulatedMachine::new();
+        let (guarded, made) = counted(&machine);
+        assert_eq!(made.load(Ordering::Relaxed), 0);
+        assert_eq!(
+            (*guarded.get(), *guarded.get(), *guarded.get_shared()),
+            (1, 1, 1)
+        );
+        machine.restore();
+        machine.restore();
+        assert_eq!(
+            (*guarded.get(), *guarded.get(), *guarded.get_shared()),
+            (2, 2, 2)
+        );
+    }
+
+    #[test]
+    fn a_value_that_is_in_use_is_not_pulled_away_and_says_that_it_is_outdated() {
+        let machine = SimulatedMachine::new();
+        let (guarded, _) = counted(&machine);
+        drop(guarded.get());
+        let old = guarded.get();
+        assert!(old.is_current());
+        machine.restore();
+        let new = guarded.get();
+        assert_eq!((*old, *new), (1, 2));
+        assert!(!old.is_current() && new.is_current());
+        assert_eq!((old.generation().get(), new.generation().get()), (0, 1));
+        drop((old, new));
+        assert_eq!(*guarded.get(), 2);
+    }
+
+    #[test]
+    fn a_rebuild_that_fails_leaves_no_stale_value_behind_and_is_tried_again() {
+        let machine = SimulatedMachine::new();
+        let value = Arc::new(());
+        let kept = Arc::clone(&value);
+        let attempts = AtomicU32::new(0);
+        let guarded = Guarded::fallible(machine.probe(), move |_| {
+            match attempts.fetch_add(1, Ordering::Relaxed) {
+                1 => Err("no randomness"),
+                _ => Ok(Arc::clone(&kept)),
+            }
+        });
+        let guarded = Arc::new(guarded);
+        // In a thread that ends, so that nothing is kept for it.
+        let other = Arc::clone(&guarded);
+        std::thread::spawn(move || drop(other.try_get_shared().unwrap()))
+            .join()
+            .unwrap();
+        assert_eq!(Arc::strong_count(&value), 3);
+        machine.restore();
+        assert_eq!(guarded.try_get().unwrap_err(), "no randomness");
+        assert_eq!(Arc::strong_count(&value), 2, "the old value is still there");
+        assert!(guarded.try_get().is_ok());
+    }
+
+    #[test]
+    fn a_rebuild_that_panics_leaves_no_stale_value_behind() {
+        let machine = SimulatedMachine::new();
+        let calls = AtomicU32::new(0);
+        let guarded = Guarded::new(machine.probe(), move |_| {
+            let call = calls.fetch_add(1, Ordering::Relaxed);
+            assert_ne!(call, 1, "the second call fails");
+            call
+        });
+        assert_eq!(*guarded.get(), 0);
+        machine.restore();
+        let get = std::panic::AssertUnwindSafe(|| *guarded.get());
+        assert!(std::panic::catch_unwind(get).is_err());
+        assert_eq!(*guarded.get(), 2);
+    }
+
+    #[test]
+    fn what_a_restore_in_the_middle_of_a_rebuild_has_spoilt_is_never_seen() {
+        let machine = Arc::new(SimulatedMachine::new());
+        let restored = Arc::clone(&machine);
+        let guarded = Guarded::new(machine.probe(), move |generation| {
+            if generation.get() < 3 {
+                restored.restore();
+            }
+            generation.get()
+        });
+        assert_eq!(*guarded.get(), 3);
+    }
+
+    #[test]
+    fn concurrent_callers_rebuild_once() {
+        const THREADS: usize = 8;
+        const ROUNDS: u32 = 50;
+        let machine = SimulatedMachine::new();
+        let (guarded, made) = counted(&machine);
+        let barrier = Barrier::new(THREADS);
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let (machine, guarded, barrier) = (&machine, &guarded, &barrier);
+                scope.spawn(move || {
+                    for round in 1..=ROUNDS {
+                        barrier.wait();
+                        assert_eq!(*guarded.get(), round);
+                        barrier.wait();
+                        if thread == 0 {
+                            machine.restore();
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(made.load(Ordering::Relaxed), ROUNDS);
+    }
+
+    #[test]
+    fn nothing_of_the_value_is_printed() {
+        let machine = SimulatedMachine::new();
+        let guarded = Guarded::new(machine.probe(), |_| "secret");
+        drop(guarded.get());
+        assert!(!format!("{guarded:?}").contains("secret"));
+    }
+}

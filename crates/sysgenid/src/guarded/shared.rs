@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What all threads share of a guarded value: who rebuilds, who waits, and what is left when it fails.
+//!
+//! The rest, in the module above, is private to each thread. So this is what loom explores.
+
+#[cfg(not(loom))]
+use std::sync::{Arc, Mutex, PoisonError};
+
+#[cfg(loom)]
+use loom::sync::{Arc, Mutex};
+#[cfg(loom)]
+use std::sync::PoisonError;
+
+use sysgenid_core::Generation;
+
+use crate::probe::{Probe, Stamp};
+
+/// Where to ask whether the machine was restored. There is one, [`Probe`]; tests have another.
+pub(crate) trait Source {
+    /// What was seen at some moment.
+    type Stamp: Copy;
+
+    /// What there is to see now.
+    fn stamp(&self) -> Self::Stamp;
+
+    /// The stamp under which to make a new value, now that `since` is over.
+    fn stamp_for_rebuild(&self, since: &Self::Stamp) -> Self::Stamp;
+
+    /// Whether nothing was restored since.
+    fn is_current(&self, stamp: &Self::Stamp) -> bool;
+
+    /// The generation at that moment.
+    fn generation(stamp: &Self::Stamp) -> Generation;
+}
+
+impl Source for Probe {
+    type Stamp = Stamp;
+
+    fn stamp(&self) -> Stamp {
+        self.stamp()
+    }
+
+    fn stamp_for_rebuild(&self, since: &Stamp) -> Stamp {
+        self.stamp_for_rebuild(since)
+    }
+
+    fn is_current(&self, stamp: &Stamp) -> bool {
+        !self.has_changed(stamp)
+    }
+
+    fn generation(stamp: &Stamp) -> Generation {
+        stamp.generation()
+    }
+}
+
+type Rebuild<T, E> = Box<dyn Fn(Generation) -> Result<T, E> + Send + Sync>;
+
+/// A value, who makes it, and the stamp that it belongs to.
+pub(super) struct Shared<T, E, S: Source> {
+    source: S,
+    rebuild: Rebuild<T, E>,
+    state: Mutex<State<T, S::Stamp>>,
+}
+
+struct State<T, Stamp> {
+    /// The last stamp under which a value was to be made.
+    stamp: Stamp,
+    /// The value that was made under it. None before the first, and after a failure.
+    value: Option<Arc<T>>,
+}
+
+impl<T, E, S: Source> Shared<T, E, S> {
+    pub(super) fn new(
+        source: S,
+        rebuild: impl Fn(Generation) -> Result<T, E> + Send + Sync + 'static,
+    ) -> Self {
+        let stamp = source.stamp();
+        Self {
+            source,
+            rebuild: Box::new(rebuild),
+            state: Mutex::new(State { stamp, value: None }),
+        }
+    }
+
+    pub(super) fn source(&self) -> &S {
+        &self.source
+    }
+
+    /// The value of the current generation, and its stamp. One caller rebuilds it if need be, and the others wait.
+    pub(super) fn current(&self) -> Result<(S::Stamp, Arc<T>), E> {
+        // Whoever panicked while it was rebuilt has left no value.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(value) = &state.value {
+            if self.source.is_current(&state.stamp) {
+                return Ok((state.stamp, Arc::clone(value)));
+            }
+        }
+        // Gone, whatever happens.
+        state.value = None;
+        loop {
+            state.stamp = self.source.stamp_for_rebuild(&state.stamp);
+            let value = (self.rebuild)(S::generation(&state.stamp))?;
+            // If the machine was restored meanwhile, both clones may have made the same.
+            if self.source.is_current(&state.stamp) {
+                let value = Arc::new(value);
+                state.value = Some(Arc::clone(&value));
+                return Ok((state.stamp, value));
+            }
+        }
+    }
+}
+
+#[cfg(all(test, loom))]
+mod exploration {
+    //! `RUSTFLAGS="--cfg loom" cargo test --package sysgenid --lib --release`
+
+    use loom::sync::atomic::{AtomicU32, Ordering};
+    use loom::thread;
+
+    use super::*;
+
+    /// A page, as loom sees it.
+    struct Page(Arc<AtomicU32>);
+
+    impl Source for Page {
+        type Stamp = u32;
+
+        fn stamp(&self) -> u32 {
+            self.0.load(Ordering::Acquire)
+        }
+
+        fn stamp_for_rebuild(&self, _since: &u32) -> u32 {
+            self.stamp()
+        }
+
+        fn is_current(&self, stamp: &u32) -> bool {
+            self.0.load(Ordering::Relaxed) == *stamp
+        }
+
+        fn generation(stamp: &u32) -> Generation {
+            Generation::new(*stamp)
+        }
+    }
+
+    struct Machine {
+        page: Arc<AtomicU32>,
+        /// The kernel's generator: it has been reseeded before the page changes.
+        entropy: Arc<AtomicU32>,
+        made: Arc<AtomicU32>,
+    }
+
+    impl Machine {
+        fn new() -> Self {
+            Self {
+                page: Arc::new(AtomicU32::new(0)),
+                entropy: Arc::new(AtomicU32::new(0)),
+                made: Arc::new(AtomicU32::new(0)),
+            }
+        }
+
+        fn restore(&self) {
+            let next = self.page.load(Ordering::Relaxed) + 1;
+            self.entropy.store(next, Ordering::Relaxed);
+            self.page.store(next, Ordering::Release);
+        }
+
+        /// A value that is what it drew from the generator. It fails where `fails` says so.
+        fn value(&self, fails: fn(u32) -> bool) -> Arc<Shared<u32, u32, Page>> {
+            let (entropy, made) = (Arc::clone(&self.entropy), Arc::clone(&self.made));
+            Arc::new(Shared::new(Page(Arc::clone(&self.page)), move |_| {
+                let call = made.fetch_add(1, Ordering::Relaxed);
+                if fails(call) {
+                    return Err(call);
+                }
+                Ok(entropy.load(Ordering::Relaxed))
+            }))
+        }
+    }
+
+    #[test]
+    fn nobody_who_sees_the_new_generation_gets_an_old_value() {
+        loom::model(|| {
+            let machine = Machine::new();
+            let value = machine.value(|_| false);
+            let _ = value.current();
+            let reader = {
+                let (value, page) = (Arc::clone(&value), Arc::clone(&machine.page));
+                thread::spawn(move || {
+                    let seen = page.load(Ordering::Acquire);
+                    let (stamp, drawn) = value.current().unwrap();
+                    assert!(stamp >= seen && *drawn >= stamp, "{seen} {stamp} {drawn}");
+                })
+            };
+            machine.restore();
+            let (stamp, drawn) = value.current().unwrap();
+            assert_eq!((stamp, *drawn), (1, 1));
+            reader.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn concurrent_callers_rebuild_once() {
+        loom::model(|| {
+            let machine = Machine::new();
+            let value = machine.value(|_| false);
+            let _ = value.current();
+            machine.restore();
+            let others: Vec<_> = (0..2)
+                .map(|_| {
+                    let value = Arc::clone(&value);
+                    thread::spawn(move || assert_eq!(*value.current().unwrap().1, 1))
+                })
+                .collect();
+            assert_eq!(*value.current().unwrap().1, 1);
+            for other in others {
+                other.join().unwrap();
+            }
+            assert_eq!(machine.made.load(Ordering::Relaxed), 2);
+        });
+    }
+
+    #[test]
+    fn a_failure_is_one_callers_and_the_next_rebuilds() {
+        loom::model(|| {
+            let machine = Machine::new();
+            let value = machine.value(|call| call == 1);
+            let _ = value.current();
+            machine.restore();
+            let other = {
+                let value = Arc::clone(&value);
+                thread::spawn(move || value.current().map(|(_, drawn)| *drawn))
+            };
+            let mine = value.current().map(|(_, drawn)| *drawn);
+            let mut both = [mine, other.join().unwrap()];
+            both.sort_unstable();
+            assert_eq!(both, [Ok(1), Err(1)]);
+        });
+    }
+}

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! For whoever restores a machine or container: change the generation, and wait until everybody has dealt with it.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sysgenid_core::Generation;
+
+use crate::change::{Change, Others};
+use crate::deadline::Deadline;
+use crate::error::{Access, Error};
+use crate::node::{Node, Waited};
+
+/// The operator's side of a node: it changes the generation, counts those who lag behind, and waits for them. Nobody
+/// waits for it.
+///
+/// # Example
+///
+/// What the restore hook of a container does, which was told the generation that its snapshot was taken at:
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use sysgenid::{Generation, Orchestrator, Settlement};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let in_snapshot = Generation::new(7);
+/// let orchestrator = Orchestrator::open()?;
+/// match orchestrator.bump_and_settle(in_snapshot.next(), Some(Duration::from_secs(5)))? {
+///     Settlement::Settled(generation) => println!("everybody is in generation {generation}"),
+///     Settlement::TimedOut { outdated } => eprintln!("{outdated} watchers are late"),
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Orchestrator {
+    path: PathBuf,
+    node: Node,
+}
+
+/// How a wait for everybody ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[must_use = "not everybody may be done"]
+pub enum Settlement {
+    /// All tracked watchers have acknowledged this generation.
+    Settled(Generation),
+    /// The time is over.
+    TimedOut {
+        /// So many tracked watchers have not acknowledged.
+        outdated: u32,
+    },
+}
+
+impl Orchestrator {
+    /// Opens the node of this machine, for reading: see [`Watcher::open`](crate::Watcher::open) for where it is.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoNode`], [`Error::KernelTooOld`], [`Error::NoPermission`], [`Error::NotANode`], [`Error::Gone`],
+    /// [`Error::Io`].
+    pub fn open() -> Result<Self, Error> {
+        Self::of(Node::find(Access::Read)?)
+    }
+
+    /// The same for the node at a path.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn open_at(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Self::of(Node::open(path.as_ref(), Access::Read)?)
+    }
+
+    fn of(node: Node) -> Result<Self, Error> {
+        // A new watcher of /dev/vmgenid is tracked, and this one could never acknowledge.
+        node.set_tracking(false)?;
+        Ok(Self {
+            path: node.path().to_owned(),
+            node,
+        })
+    }
+
+    /// The node.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The current generation.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Gone`], [`Error::Io`].
+    pub fn generation(&self) -> Result<Generation, Error> {
+        self.node.generation()
+    }
+
+    /// Changes the generation by one. Returns the new one, or a later one if somebody else changed it since.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotCapable`], [`Error::Gone`], [`Error::Io`].
+    pub fn bump(&self) -> Result<Generation, Error> {
+        self.bump_at_least(Generation::START)
+    }
+
+    /// Changes the generation by one, or to `minimum` if that is more. A container whose snapshot was taken at
+    /// generation *g* is told apart after its restore, on whatever host, by a minimum of *g* + 1.
+    ///
+    /// # Errors
+    ///
+    /// As [`bump`](Self::bump).
+    pub fn bump_at_least(&self, minimum: Generation) -> Result<Generation, Error> {
+        self.node.trigger(minimum)?;
+        // The page shows a change before its trigger returns.
+        self.generation()
+    }
+
+    /// The number of tracked watchers that have not acknowledged the current generation.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Gone`], [`Error::Io`].
+    pub fn outdated_watchers(&self) -> Result<u32, Error> {
+        self.node.outdated_watchers()
+    }
+
+    /// Waits until all tracked watchers have acknowledged; for ever without a time-out. If the generation changes
+    /// meanwhile, it waits on, for the latest.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Gone`], [`Error::Io`], and if the node went away and came back meanwhile those of
+    /// [`open`](Self::open).
+    pub fn settle(&self, timeout: Option<Duration>) -> Result<Settlement, Error> {
+        let deadline = Deadline::after(timeout);
+        loop {
+            // Whoever is outdated may not wait for others, and a new watcher never is.
+            let node = Node::open(&self.path, Access::Read)?;
+            node.set_tracking(false)?;
+            let generation = node.generation()?;
+            match node.wait_watchers(deadline.left())? {
+                Waited::Everybody => return Ok(Settlement::Settled(generation)),
+                Waited::TimedOut => {
+                    return Ok(Settlement::TimedOut {
+                        outdated: self.outdated_watchers()?,
+                    });
+                }
+                // By another change, or by a signal.
+                Waited::Interrupted => {}
+            }
+        }
+    }
+
+    /// Changes the generation as [`bump_at_least`](Self::bump_at_least) does, and waits as
+    /// [`settle`](Self::settle) does.
+    ///
+    /// # Errors
+    ///
+    /// Those of both.
+    pub fn bump_and_settle(
+        &self,
+        minimum: Generation,
+        timeout: Option<Duration>,
+    ) -> Result<Settlement, Error> {
+        self.bump_at_least(minimum)?;
+        self.settle(timeout)
+    }
+
+    /// What a service does that must not be seen before everybody is done: pauses, acknowledges, waits for all
+    /// others, resumes.
+    ///
+    /// `pause` stops serving, and rebuilds. It is called again, with the new generation, if the machine is restored
+    /// once more meanwhile, so it must do no harm twice. `resume` is called once, when all tracked watchers have
+    /// acknowledged the generation that it gets. When the time is over it is not called: the service stays
+    /// paused, and the caller decides.
+    ///
+    /// # Errors
+    ///
+    /// Those of the closures; [`Error::Gone`] and [`Error::Io`], converted. If `pause` fails, nothing is
+    /// acknowledged.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// use sysgenid::{Orchestrator, Settlement, Tracking, Watcher};
+    ///
+    /// # fn main() -> Result<(), sysgenid::Error> {
+    /// let watcher = Watcher::open(Tracking::Tracked)?;
+    /// loop {
+    ///     let settlement = Orchestrator::pause_and_resume(
+    ///         watcher.wait()?,
+    ///         Some(Duration::from_secs(30)),
+    ///         |_generation| { /* stop accepting; draw new keys */ Ok::<_, sysgenid::Error>(()) },
+    ///         |_generation| { /* accept again */ Ok(()) },
+    ///     )?;
+    ///     if let Settlement::TimedOut { outdated } = settlement {
+    ///         eprintln!("{outdated} watchers have not acknowledged: not serving");
+    ///     }
+    /// }
+    /// # }
+    /// ```
+    pub fn pause_and_resume<E: From<Error>>(
+        change: Change,
+        timeout: Option<Duration>,
+        mut pause: impl FnMut(Generation) -> Result<(), E>,
+        resume: impl FnOnce(Generation) -> Result<(), E>,
+    ) -> Result<Settlement, E> {
+        let deadline = Deadline::after(timeout);
+        let mut change = change;
+        loop {
+            let generation = change.generation();
+            pause(generation)?;
+            match change.acknowledge_and_wait(deadline.left())? {
+                Others::Settled => {
+                    resume(generation)?;
+                    return Ok(Settlement::Settled(generation));
+                }
+                Others::TimedOut { outdated } => return Ok(Settlement::TimedOut { outdated }),
+                Others::ChangedAgain(newer) => change = newer,
+            }
+        }
+    }
+}
