@@ -54,8 +54,8 @@ const NOTICE_INTERVAL: Duration = Duration::from_millis(1);
 #[derive(Clone, Debug)]
 pub struct Probe {
     generation: Word32,
-    /// The hypervisor's counter, or a number that never changes.
-    counter: Word64,
+    /// The hypervisor's counter, where there is one.
+    counter: Option<Word64>,
     source: Source,
 }
 
@@ -124,17 +124,14 @@ impl Probe {
     pub fn never() -> Self {
         Self {
             generation: Word32::never(),
-            counter: Word64::never(),
+            counter: None,
             source: Source::Never,
         }
     }
 
     fn of(node: &Node) -> Result<Self, Error> {
         let generation = node.map()?;
-        let (counter, vmclock) = match vmclock::map_counter() {
-            Some((counter, path)) => (counter, Some(path)),
-            None => (Word64::never(), None),
-        };
+        let (counter, vmclock) = vmclock::map_counter().unzip();
         Ok(Self {
             generation,
             counter,
@@ -149,7 +146,7 @@ impl Probe {
     pub(crate) fn simulated(generation: Word32, counter: Word64) -> Self {
         Self {
             generation,
-            counter,
+            counter: Some(counter),
             source: Source::Simulation,
         }
     }
@@ -160,7 +157,7 @@ impl Probe {
     pub fn stamp(&self) -> Stamp {
         Stamp {
             generation: self.generation.load(Ordering::Acquire),
-            counter: self.counter.load(Ordering::Acquire),
+            counter: self.counter(Ordering::Acquire),
         }
     }
 
@@ -168,6 +165,14 @@ impl Probe {
     #[inline]
     pub fn generation(&self) -> Generation {
         self.stamp().generation()
+    }
+
+    /// What the hypervisor has counted; always the same where it does not count.
+    #[inline]
+    fn counter(&self, ordering: Ordering) -> u64 {
+        self.counter
+            .as_ref()
+            .map_or(0, |counter| counter.load(ordering))
     }
 
     /// Whether the machine was restored since a stamp was taken. Two relaxed loads and a comparison: enough to
@@ -178,7 +183,10 @@ impl Probe {
     #[inline]
     pub fn has_changed(&self, since: &Stamp) -> bool {
         self.generation.load(Ordering::Relaxed) != since.generation
-            || self.counter.load(Ordering::Relaxed) != since.counter
+            || self
+                .counter
+                .as_ref()
+                .is_some_and(|counter| counter.load(Ordering::Relaxed) != since.counter)
     }
 
     /// The stamp under which to make new secrets, now that `since` is known to be over.

@@ -91,11 +91,17 @@ impl<R: SeedableRng> SnapSafeRng<R> {
     #[inline]
     fn current(&mut self) -> &mut R {
         if self.probe.has_changed(&self.stamp) {
-            if let Err(error) = self.reseed() {
-                panic!("{error}");
-            }
+            self.reseed_or_panic();
         }
         &mut self.generator
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn reseed_or_panic(&mut self) {
+        if let Err(error) = self.reseed() {
+            panic!("{error}");
+        }
     }
 }
 

@@ -105,14 +105,14 @@ impl<T: Send + Sync, E> Guarded<T, E> {
     /// What `rebuild` returns. The old value is gone then, and the next call tries again.
     #[inline]
     pub fn try_get(&self) -> Result<Ref<'_, T>, E> {
-        if let Some(slot) = self.cache.get() {
-            if let Ok(cached) = slot.try_borrow() {
-                if let Some(value) = self.current(cached) {
-                    return Ok(value);
-                }
-            }
+        let own = self.cache.get().and_then(|slot| slot.try_borrow().ok());
+        match own.and_then(|own| cell::Ref::filter_map(own, |own| self.current(own)).ok()) {
+            Some(cached) => Ok(Ref {
+                value: Value::Own(cached),
+                probe: self.probe(),
+            }),
+            None => self.fetch(),
         }
-        self.fetch()
     }
 
     /// As [`get_shared`](Guarded::get_shared).
@@ -129,22 +129,11 @@ impl<T: Send + Sync, E> Guarded<T, E> {
         self.shared.source()
     }
 
-    /// What the thread has, if it is of the current generation.
+    /// What a thread has, if it is of the current generation.
     #[inline]
-    fn current<'a>(&'a self, cached: cell::Ref<'a, Option<Cached<T>>>) -> Option<Ref<'a, T>> {
-        let stamp = cached.as_ref()?.stamp;
-        let probe = self.probe();
-        if probe.has_changed(&stamp) {
-            return None;
-        }
-        let value = cell::Ref::filter_map(cached, |cached| {
-            cached.as_ref().map(|cached| &*cached.value)
-        });
-        Some(Ref {
-            value: Value::Cached(value.ok()?),
-            probe,
-            stamp,
-        })
+    fn current<'a>(&self, own: &'a Option<Cached<T>>) -> Option<&'a Cached<T>> {
+        own.as_ref()
+            .filter(|own| !self.probe().has_changed(&own.stamp))
     }
 
     /// Gets the value that all threads share, has it rebuilt if it must be, and keeps it for this thread.
@@ -153,16 +142,15 @@ impl<T: Send + Sync, E> Guarded<T, E> {
         let (stamp, value) = self.shared.current()?;
         let slot = self.cache.get_or_default();
         // The thread may be using an older value right now, further up on its stack.
-        if let Ok(mut cached) = slot.try_borrow_mut() {
-            *cached = Some(Cached {
+        if let Ok(mut own) = slot.try_borrow_mut() {
+            *own = Some(Cached {
                 stamp,
                 value: Arc::clone(&value),
             });
         }
         Ok(Ref {
-            value: Value::Shared(value),
+            value: Value::Shared(Cached { stamp, value }),
             probe: self.probe(),
-            stamp,
         })
     }
 }
@@ -181,12 +169,13 @@ impl<T: Send + Sync, E> fmt::Debug for Guarded<T, E> {
 pub struct Ref<'a, T> {
     value: Value<'a, T>,
     probe: &'a Probe,
-    stamp: Stamp,
 }
 
 enum Value<'a, T> {
-    Cached(cell::Ref<'a, T>),
-    Shared(Arc<T>),
+    /// What the thread keeps.
+    Own(cell::Ref<'a, Cached<T>>),
+    /// A reference of its own to what all threads share.
+    Shared(Cached<T>),
 }
 
 impl<T> Ref<'_, T> {
@@ -196,12 +185,20 @@ impl<T> Ref<'_, T> {
     /// [`get`](Guarded::get) and the use.
     #[inline]
     pub fn is_current(&self) -> bool {
-        !self.probe.has_changed(&self.stamp)
+        !self.probe.has_changed(&self.cached().stamp)
     }
 
     /// The generation that the value was made for.
     pub fn generation(&self) -> Generation {
-        self.stamp.generation()
+        self.cached().stamp.generation()
+    }
+
+    #[inline]
+    fn cached(&self) -> &Cached<T> {
+        match &self.value {
+            Value::Own(cached) => cached,
+            Value::Shared(cached) => cached,
+        }
     }
 }
 
@@ -210,10 +207,7 @@ impl<T> Deref for Ref<'_, T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        match &self.value {
-            Value::Cached(value) => value,
-            Value::Shared(value) => value,
-        }
+        &self.cached().value
     }
 }
 

@@ -5,13 +5,11 @@
 //! The rest, in the module above, is private to each thread. So this is what loom explores.
 
 #[cfg(not(loom))]
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Mutex;
+use std::sync::{Arc, PoisonError};
 
 #[cfg(loom)]
-use loom::sync::{Arc, Mutex};
-#[cfg(loom)]
-use std::sync::PoisonError;
-
+use loom::sync::Mutex;
 use sysgenid_core::Generation;
 
 use crate::probe::{Probe, Stamp};

@@ -71,16 +71,6 @@ macro_rules! word {
         unsafe impl Sync for $name {}
 
         impl $name {
-            /// A word that is 0 for ever.
-            pub(crate) fn never() -> Self {
-                static ZERO: $atomic = <$atomic>::new(0);
-                // INVARIANT: A static lives for ever.
-                Self {
-                    word: NonNull::from(&ZERO),
-                    _keeper: None,
-                }
-            }
-
             /// A word in this process.
             pub(crate) fn in_memory(memory: &Arc<$atomic>) -> Self {
                 // INVARIANT: The keeper shares the allocation, which does not move.
@@ -116,6 +106,18 @@ macro_rules! word {
             }
         }
     };
+}
+
+impl Word32 {
+    /// A number that is 0 for ever.
+    pub(crate) fn never() -> Self {
+        static ZERO: AtomicU32 = AtomicU32::new(0);
+        // INVARIANT: A static lives for ever.
+        Self {
+            word: NonNull::from(&ZERO),
+            _keeper: None,
+        }
+    }
 }
 
 word!(
