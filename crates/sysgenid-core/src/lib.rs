@@ -43,11 +43,13 @@
 pub mod abi;
 mod error;
 mod generation;
+mod history;
 mod registry;
 mod timeout;
 
 pub use abi::{Access, Ioctl, Mapping, Node};
 pub use error::Error;
 pub use generation::{Epoch, Generation};
+pub use history::History;
 pub use registry::{Change, Patience, Read, Registry, Wait, Wake, Watcher, WatcherRecord};
 pub use timeout::Timeout;

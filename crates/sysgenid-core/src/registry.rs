@@ -334,6 +334,14 @@ impl Registry {
     }
 }
 
+impl WatcherRecord {
+    /// The first change that the watcher has not acknowledged, where `current` is the
+    /// [epoch of its registry](Registry::epoch). `None` while it is not outdated.
+    pub fn first_missed(&self, current: Epoch) -> Option<Epoch> {
+        (self.acknowledged != current).then(|| self.acknowledged.next())
+    }
+}
+
 impl Watcher {
     /// The generation that it acknowledged last, or found when it was opened.
     pub const fn acknowledged(&self) -> Generation {

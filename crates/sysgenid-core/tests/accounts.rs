@@ -8,7 +8,7 @@
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 use sysgenid_core::{
-    Access, Error, Generation, Node, Patience, Read, Registry, Wait, Wake, Watcher,
+    Access, Epoch, Error, Generation, Node, Patience, Read, Registry, Wait, Wake, Watcher,
 };
 
 /// One call on one node.
@@ -74,11 +74,14 @@ struct Modelled {
     acknowledged_number: u32,
     tracked: bool,
     writable: bool,
+    /// How many changes there were when the first happened that it has missed since.
+    missed: Option<u64>,
 }
 
 /// The model: everything is a list, every count is a walk, a change marks everybody.
 struct Model {
     number: u32,
+    changes: u64,
     watchers: Vec<Modelled>,
 }
 
@@ -99,8 +102,10 @@ impl Model {
 
     fn change_to(&mut self, number: u32) {
         self.number = number;
+        self.changes += 1;
         for watcher in &mut self.watchers {
             watcher.acknowledged = false;
+            watcher.missed.get_or_insert(self.changes);
         }
     }
 
@@ -136,6 +141,7 @@ impl World {
         }
         let model = Model {
             number: registry.generation().get(),
+            changes: registry.epoch().get(),
             watchers: Vec::new(),
         };
         World {
@@ -167,6 +173,7 @@ impl World {
                     acknowledged_number: self.model.number,
                     tracked: vmgenid,
                     writable,
+                    missed: None,
                 });
             }
             Call::Bump => {
@@ -209,6 +216,7 @@ impl World {
                     let watcher = &mut self.model.watchers[which];
                     watcher.acknowledged = true;
                     watcher.acknowledged_number = number;
+                    watcher.missed = None;
                     self.compare_wake(before, answer.unwrap());
                 } else {
                     assert_eq!(answer, Err(Error::Invalid));
@@ -263,6 +271,8 @@ impl World {
             assert_eq!(watcher.acknowledged().get(), modelled.acknowledged_number);
             assert_eq!(self.registry.is_outdated(watcher), !current);
             assert_eq!(self.registry.poll(watcher), !current);
+            let missed = watcher.record().first_missed(self.registry.epoch());
+            assert_eq!(missed.map(Epoch::get), modelled.missed);
 
             let read = |length, patience| self.registry.read(watcher, length, patience);
             assert_eq!(read(0, Patience::None), Ok(Read::Empty));
