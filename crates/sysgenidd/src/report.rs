@@ -213,9 +213,8 @@ pub fn metrics(instance: &Instance, backends: &[Backend]) -> String {
 
 /// When a watcher became outdated, in nanoseconds of the monotonic clock, if it is.
 fn outdated_since(instance: &Instance, slot: &Slot) -> Option<u64> {
-    let current = instance.registry().epoch();
-    let first_missed = Epoch::new(slot.watcher.acknowledged.get() + 1);
-    (slot.watcher.acknowledged != current).then(|| instance.time(first_missed))
+    let missed = slot.watcher.first_missed(instance.registry().epoch())?;
+    Some(instance.time(missed))
 }
 
 fn age(since: u64) -> Duration {

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::{self, Errno};
-use sysgenid_core::{Access, Epoch, Generation, Node, WatcherRecord};
+use sysgenid_core::{Access, Epoch, Generation, History, Node, WatcherRecord};
 
 use crate::fault;
 use crate::fuse::BackingId;
@@ -240,14 +240,13 @@ impl State {
 
     /// Notes when a change happens, in nanoseconds. To be called before it is committed.
     pub fn set_time(&self, epoch: Epoch, time: u64) {
-        self.store(at::TIMES + time_index(epoch), time);
+        let place = History::<TIMES_KEPT>::place(epoch, epoch);
+        self.store(at::TIMES + place, time);
     }
 
     /// When a change happened; for one of long ago, a time that is not before it.
     pub fn time(&self, epoch: Epoch, current: Epoch) -> u64 {
-        let kept = u64::try_from(TIMES_KEPT).unwrap_or(u64::MAX);
-        let oldest = current.get().saturating_sub(kept - 1).max(1);
-        self.load(at::TIMES + time_index(epoch.max(Epoch::new(oldest))))
+        self.load(at::TIMES + History::<TIMES_KEPT>::place(epoch, current))
     }
 
     /// How the page gets to those who map it.
@@ -468,10 +467,6 @@ impl AsFd for State {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.storage.as_fd()
     }
-}
-
-fn time_index(epoch: Epoch) -> usize {
-    usize::try_from(epoch.get() % u64::try_from(TIMES_KEPT).unwrap_or(1)).unwrap_or(0)
 }
 
 /// The lower 32 bits.
