@@ -12,6 +12,7 @@ use crate::{
         abi,
         Change,
         Error,
+        History,
         Registry,
         Wake, //
     },
@@ -27,10 +28,15 @@ use kernel::{
     sync::{
         poll::PollCondVar,
         Arc,
+        LockedBy,
         SpinLock,
         SpinLockGuard, //
     },
-    task::might_sleep, //
+    task::might_sleep,
+    time::{
+        BootTime,
+        ClockSource, //
+    }, //
 };
 
 /// The generation of this machine.
@@ -39,6 +45,8 @@ pub(crate) struct Instance {
     /// The accounts. It also orders the stores to the page, and protects every watcher.
     #[pin]
     pub(crate) registry: SpinLock<Registry>,
+    /// When the latest changes happened, in nanoseconds of `CLOCK_BOOTTIME`.
+    pub(crate) history: LockedBy<History<{ abi::FDINFO_TIMES_KEPT }>, Registry>,
     /// Where those sleep who read or poll.
     #[pin]
     pub(crate) changed: PollCondVar,
@@ -56,6 +64,7 @@ impl Instance {
     pub(crate) fn new(uevents: Arc<Uevents>) -> impl PinInit<Self, kernel::error::Error> {
         try_pin_init!(Self {
             registry <- new_spinlock!(Registry::new(), "sysgenid_registry"),
+            history: LockedBy::new(&registry, History::new()),
             changed <- new_poll_condvar!("sysgenid_changed"),
             settled <- TimedWaitQueue::new(
                 optional_name!("sysgenid_settled"),
@@ -90,9 +99,13 @@ impl Instance {
         }
     }
 
-    /// Stores a change in the page, releases the lock, wakes everybody, and then tells udev. The events
-    /// of changes that race with each other may come in any order.
-    fn announce(&self, registry: SpinLockGuard<'_, Registry>, change: Change) {
+    /// Notes when a change happened, stores it in the page, releases the lock, wakes everybody, and then
+    /// tells udev. The events of changes that race with each other may come in any order.
+    fn announce(&self, mut registry: SpinLockGuard<'_, Registry>, change: Change) {
+        let epoch = registry.epoch();
+        // Under the lock, so that a later change has a later time.
+        let now = BootTime::ktime_get().unsigned_abs();
+        self.history.access_mut(&mut registry).note(epoch, now);
         self.page.store(change.generation.get());
         drop(registry);
         self.changed.notify_all();

@@ -230,6 +230,13 @@ impl miscdevice::Device for Description {
         let watcher = description.watcher.access(&registry).clone();
         let generation = registry.generation();
         let outdated = registry.is_outdated(&watcher);
+        let epoch = registry.epoch();
+        let missed = watcher.record().first_missed(epoch);
+        let history = description.instance.history.access(&registry);
+        let times = [
+            history.time(epoch),
+            missed.and_then(|missed| history.time(missed)),
+        ];
         drop(registry);
         let values = [
             generation.get(),
@@ -239,6 +246,10 @@ impl miscdevice::Device for Description {
         ];
         for (name, value) in abi::FDINFO_FIELDS.iter().zip(values) {
             seq_print!(to, "{name}:\t{value}\n");
+        }
+        for (name, time) in abi::FDINFO_TIMES.iter().zip(times) {
+            let nanoseconds = time.unwrap_or(0);
+            seq_print!(to, "{name}:\t{nanoseconds}\n");
         }
     }
 }

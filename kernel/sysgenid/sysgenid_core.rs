@@ -11,6 +11,8 @@ pub(crate) mod abi;
 mod error;
 #[path = "../core/generation.rs"]
 mod generation;
+#[path = "../core/history.rs"]
+mod history;
 #[path = "../core/registry.rs"]
 mod registry;
 #[path = "../core/timeout.rs"]
@@ -27,6 +29,7 @@ pub(crate) use generation::{
     Epoch,
     Generation, //
 };
+pub(crate) use history::History;
 pub(crate) use registry::{
     Change,
     Patience,

@@ -30,6 +30,12 @@ pub(crate) const WAITS: [(&str, u32); 2] = [
 /// The fields of `/proc/PID/fdinfo/FD`, in their order.
 pub(crate) const FDINFO_FIELDS: [&str; 4] = ["generation", "acknowledged", "tracked", "outdated"];
 
+/// The fields that follow them.
+pub(crate) const FDINFO_TIMES: [&str; 2] = ["changed", "outdated_since"];
+
+/// For how many changes, the latest, a node must know when they happened.
+pub(crate) const FDINFO_TIMES_KEPT: usize = 64;
+
 /// The variable of a `change` uevent that carries the new generation.
 pub(crate) const UEVENT_VARIABLE: &str = "SYSGENID_GENERATION";
 
@@ -121,6 +127,8 @@ mod tests {
             abi::SYSGENID_TRIGGER_GEN_UPDATE
         );
         assert_eq!(FDINFO_FIELDS, abi::FDINFO_FIELDS);
+        assert_eq!(FDINFO_TIMES, abi::FDINFO_TIMES);
+        assert_eq!(FDINFO_TIMES_KEPT, abi::FDINFO_TIMES_KEPT);
         assert_eq!(UEVENT_VARIABLE, abi::UEVENT_VARIABLE);
     }
 

@@ -42,6 +42,13 @@ pub const SYSGENID_TRIGGER_GEN_UPDATE: u32 = io(SYSGENID_IOCTL_TYPE, 3);
 /// the watcher acknowledged, whether it is tracked, and whether it is outdated (0 or 1).
 pub const FDINFO_FIELDS: [&str; 4] = ["generation", "acknowledged", "tracked", "outdated"];
 
+/// The field names that follow them: when the generation last changed (0: never), and when the watcher
+/// became outdated (0: it is current), in nanoseconds of `CLOCK_BOOTTIME`.
+pub const FDINFO_TIMES: [&str; 2] = ["changed", "outdated_since"];
+
+/// For how many changes, the latest, it is known when they happened.
+pub const FDINFO_TIMES_KEPT: usize = 64;
+
 /// The variable of the `change` uevent that carries the new generation, in decimal.
 pub const UEVENT_VARIABLE: &str = "SYSGENID_GENERATION";
 

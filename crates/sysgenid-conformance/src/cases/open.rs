@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::{Case, case};
+use super::{Case, case, fdinfo};
 use crate::node::Node;
 use crate::outcome::{Outcome, fails, same, skip};
 
@@ -16,6 +16,11 @@ pub(super) const CASES: &[Case] = &[
         "the-generation-of-a-fresh-node-is-0",
         &["generation-starts-at-0"],
         the_generation_of_a_fresh_node_is_0,
+    ),
+    case(
+        "fdinfo-of-a-fresh-node-says-that-it-never-changed",
+        &["fdinfo-times"],
+        fdinfo::a_fresh_node_never_changed,
     ),
     case(
         "a-node-has-its-default-mode-and-belongs-to-root",
@@ -35,10 +40,17 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 fn the_generation_of_a_fresh_node_is_0(node: &Node) -> Outcome {
-    if !node.fresh {
-        return skip("the node may not be fresh (--fresh says that it is)");
-    }
+    must_be_fresh(node)?;
     same("the generation", node.map()?.generation(), 0)
+}
+
+/// Skips the case where somebody may have changed the generation.
+pub(super) fn must_be_fresh(node: &Node) -> Outcome {
+    if node.fresh {
+        Ok(())
+    } else {
+        skip("the node may not be fresh (--fresh says that it is)")
+    }
 }
 
 fn a_node_has_its_default_mode(node: &Node) -> Outcome {
