@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The watcher: being told, and acknowledging.
+
+use std::ffi::{c_char, c_int};
+use std::os::fd::AsRawFd;
+use std::ptr;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+use sysgenid::{Acknowledged, Tracking};
+
+use crate::error::{Error, Failure, attempt, report};
+use crate::pointer;
+
+/// A watcher of the generation: it is told of each change, and acknowledges it. Threads may share it. After fork()
+/// the child has the same watcher, and an acknowledgement of either is one of both, so a child that keeps secrets of
+/// its own opens its own. The descriptor is closed by exec.
+pub struct Watcher(
+    // Written to when it is replaced by a new one, after its node has gone.
+    RwLock<sysgenid::Watcher>,
+);
+
+impl Watcher {
+    fn current(&self) -> RwLockReadGuard<'_, sysgenid::Watcher> {
+        // It is replaced at once or not at all, whoever panicked.
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The watcher that an argument points to.
+///
+/// # Safety
+///
+/// It is null, or an open watcher that stays open during `'a`.
+unsafe fn opened<'a>(watcher: *const Watcher) -> Result<&'a Watcher, Failure> {
+    // SAFETY: the condition is the same.
+    unsafe { pointer::target(watcher, "watcher") }
+}
+
+/// Opens the node at a path, or that of this machine if it is NULL. Others wait for a watcher that is tracked, until
+/// it has acknowledged; that takes permission to write to the node. One that is not tracked only wants to know.
+/// Changes before this call are over. If it fails, *watcher is NULL.
+///
+/// # Safety
+///
+/// path is NULL or a string, watcher points to a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sysgenid_watcher_open(
+    path: *const c_char,
+    tracked: bool,
+    watcher: *mut *mut Watcher,
+) -> Error {
+    report(|| {
+        // SAFETY: the caller says that it points to a pointer.
+        let place = unsafe { pointer::place(watcher, "watcher") }?;
+        place.write(ptr::null_mut());
+        let tracking = if tracked {
+            Tracking::Tracked
+        } else {
+            Tracking::Untracked
+        };
+        // SAFETY: the caller says that it is a string.
+        let opened = match unsafe { pointer::path(path) } {
+            None => sysgenid::Watcher::open(tracking),
+            Some(path) => sysgenid::Watcher::open_at(path, tracking),
+        }?;
+        place.write(pointer::hand_out(Watcher(RwLock::new(opened))));
+        Ok(())
+    })
+}
+
+/// Ends a watcher: nobody waits for it any more. NULL does nothing.
+///
+/// # Safety
+///
+/// watcher is NULL or comes from sysgenid_watcher_open(), and no thread uses it now or again.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sysgenid_watcher_close(watcher: *mut Watcher) {
+    let _ = attempt(|| {
+        // SAFETY: the caller says that it was handed out and is not used again.
+        unsafe { pointer::take_back(watcher) };
+        Ok(())
+    });
+}
+
+/// A descriptor for poll() and epoll, which is readable while there is a change that was not acknowledged, or for a
+/// watcher that is not tracked, not reported. When it is, call sysgenid_watcher_try_changed(). It belongs to the
+/// watcher: do not close or read it. -1 if watcher is NULL.
+///
+/// # Safety
+///
+/// watcher is open.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sysgenid_watcher_fd(watcher: *const Watcher) -> c_int {
+    // SAFETY: the caller says that it is open.
+    attempt(|| Ok(unsafe { opened(watcher) }?.current().as_raw_fd())).unwrap_or(-1)
+}
+
+/// The current generation.
+///
+/// # Safety
+///
+/// watcher is open, generation points to a number.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sysgenid_watcher_generation(
+    watcher: *const Watcher,
+    generation: *mut u32,
+) -> Error {
+    report(|| {
+        // SAFETY: the caller says that it is open.
+        let watcher = unsafe { opened(watcher) }?;
+        // SAFETY: the caller says that it points to a number.
+        let place = unsafe { pointer::place(generation, "generation") }?;
+        place.write(watcher.current().generation()?.get());
+        Ok(())
+    })
+}
+
+/// Sleeps until there is a change that was not acknowledged; at once while there is one. *generation is the latest:
+/// rebuild for it, then call sysgenid_watcher_acknowledge(). After so many milliseconds it is
+/// SYSGENID_ERROR_TIMED_OUT; a negative time-out is for ever. A signal does not end it: to be interruptible, wait for
+/// a while at a time, or poll the descriptor together with another one.
+///
+/// # Safety
+///
+/// watcher is open, generation points to a number.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sysgenid_watcher_wait(
+    watcher: *const Watcher,
+    timeout_ms: c_int,
+    generation: *mut u32,
+) -> Error {
+    report(|| {
+        // SAFETY: the caller says that it is open.
+        let watcher = unsafe { opened(watcher) }?;
+        // SAFETY: the caller says that it points to a number.
+        let place = unsafe { pointer::place(generation, "generation") }?;
+        let change = match pointer::timeout(timeout_ms) {
+            None => Some(watcher.current().wait()?),
+            Some(timeout) => watcher.current().wait_timeout(timeout)?,
+        };
+        let change = change.ok_or_else(|| Failure::timed_out("the generation did not change"))?;
+        place.write(change.generation().get());
+        Ok(())
+    })
+}
+
+/// The same without sleeping: *generation is 0 if there is no change, for the generation is never 0 after one. A
+/// watcher that is not tracked gets each change once.
+///
+/// # Safety
+///
+/// watcher is open, generation points to a number.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sysgenid_watcher_try_changed(
+    watcher: *const Watcher,
+    generation: *mut u32,
+) -> Error {
+    report(|| {
+        // SAFETY: the caller says that it is open.
+        let watcher = unsafe { opened(watcher) }?;
+        // SAFETY: the caller says that it points to a number.
+        let place = unsafe { pointer::place(generation, "generation") }?;
+        let change = watcher.current().try_changed()?;
+        place.write(change.map_or(0, |change| change.generation().get()));
+        Ok(())
+    })
+}
+
+/// Says that everything was rebuilt for this generation, which is what the watcher was told last. If the machine was
+/// restored once more meanwhile, nothing is acknowledged, and *newer is the generation to rebuild for and to
+/// acknowledge next; else it is 0.
+///
+/// # Safety
+///
+/// watcher is open, newer points to a number.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sysgenid_watcher_acknowledge(
+    watcher: *const Watcher,
+    generation: u32,
+    newer: *mut u32,
+) -> Error {
+    report(|| {
+        // SAFETY: the caller says that it is open.
+        let watcher = unsafe { opened(watcher) }?;
+        // SAFETY: the caller says that it points to a number.
+        let place = unsafe { pointer::place(newer, "newer") }?;
+        // What was told before is not kept: there is one change to acknowledge, the latest, or none.
+        let newer = match watcher.current().try_changed()? {
+            None => None,
+            Some(change) if change.generation().get() != generation => Some(change),
+            Some(change) => match change.acknowledge()? {
+                Acknowledged::Current => None,
+                Acknowledged::ChangedAgain(newer) => Some(newer),
+            },
+        };
+        place.write(newer.map_or(0, |change| change.generation().get()));
+        Ok(())
+    })
+}
+
+/// Opens the node again after SYSGENID_ERROR_GONE, at the same path, as soon as it is back, for so many milliseconds
+/// at most; a negative time-out is for ever. Whatever happened meanwhile, nobody can know it: rebuild for
+/// *generation, which may be 0, and acknowledge. The descriptor is another one, so register it anew. Other threads
+/// wait until this is over.
+///
+/// # Safety
+///
+/// watcher is open, generation points to a number.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sysgenid_watcher_reconnect(
+    watcher: *const Watcher,
+    timeout_ms: c_int,
+    generation: *mut u32,
+) -> Error {
+    report(|| {
+        // SAFETY: the caller says that it is open.
+        let watcher = unsafe { opened(watcher) }?;
+        // SAFETY: the caller says that it points to a number.
+        let place = unsafe { pointer::place(generation, "generation") }?;
+        let mut current = watcher.0.write().unwrap_or_else(PoisonError::into_inner);
+        let change = current.reconnect(pointer::timeout(timeout_ms))?;
+        place.write(change.generation().get());
+        Ok(())
+    })
+}
