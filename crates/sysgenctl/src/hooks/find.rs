@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Which hooks there are: the files of several folders, of which the first that has a name decides.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, access};
+
+/// Where hooks are, unless somebody says otherwise. The first overrides the second.
+pub(crate) const FOLDERS: [&str; 2] = ["/etc/sysgenid/hooks.d", "/usr/lib/sysgenid/hooks.d"];
+
+/// What editors and package managers leave behind, by a part of the name.
+const LEFTOVERS: [&str; 3] = [".dpkg-", ".rpm", ".ucf-"];
+
+/// A file that is, or might have been, a hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Hook {
+    pub(crate) name: OsString,
+    pub(crate) path: PathBuf,
+    pub(crate) state: State,
+    /// The file of this name that it overrides, if there is one.
+    pub(crate) overrides: Option<PathBuf>,
+}
+
+/// Whether a hook runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Runs,
+    /// The operator has turned it off.
+    Masked,
+    /// It cannot be a hook, and why.
+    Skipped(&'static str),
+}
+
+/// A folder that cannot be looked at.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot look for hooks in {}: {source}", path.display())]
+pub(crate) struct Error {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// All files of the folders in the order of their names, which is that in which they run. A folder that does not exist
+/// has none.
+pub(crate) fn find(folders: &[PathBuf]) -> Result<Vec<Hook>, Error> {
+    let mut found: BTreeMap<OsString, Hook> = BTreeMap::new();
+    for folder in folders {
+        for path in files(folder)? {
+            let Some(name) = path.file_name() else {
+                continue;
+            };
+            if let Some(first) = found.get_mut(name) {
+                first.overrides.get_or_insert(path);
+                continue;
+            }
+            let state = judge(name, &path);
+            let hook = Hook {
+                name: name.to_owned(),
+                state,
+                path: path.clone(),
+                overrides: None,
+            };
+            found.insert(hook.name.clone(), hook);
+        }
+    }
+    Ok(found.into_values().collect())
+}
+
+fn files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let failed = |source| Error {
+        path: folder.to_owned(),
+        source,
+    };
+    match fs::read_dir(folder) {
+        Ok(entries) => entries
+            .map(|entry| Ok(entry.map_err(failed)?.path()))
+            .collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn judge(name: &OsStr, path: &Path) -> State {
+    let name = name.to_string_lossy();
+    if name.starts_with('.') {
+        return State::Skipped("hidden");
+    }
+    if name.ends_with('~') || LEFTOVERS.iter().any(|part| name.contains(part)) {
+        return State::Skipped("left by an editor or a package manager");
+    }
+    let Ok(metadata) = fs::metadata(path) else {
+        return State::Skipped("a link that leads nowhere");
+    };
+    // /dev/null, by whatever link: no other device is a hook, either.
+    if metadata.file_type().is_char_device() || (metadata.is_file() && metadata.len() == 0) {
+        return State::Masked;
+    }
+    if !metadata.is_file() {
+        return State::Skipped("not a file");
+    }
+    if access(path, Access::EXEC_OK).is_err() {
+        return State::Skipped("not executable");
+    }
+    State::Runs
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    /// The operator's folder and the system's.
+    struct Folders {
+        _root: tempfile::TempDir,
+        etc: PathBuf,
+        lib: PathBuf,
+    }
+
+    impl Folders {
+        fn new() -> Self {
+            let root = tempfile::tempdir().unwrap();
+            let (etc, lib) = (root.path().join("etc"), root.path().join("lib"));
+            fs::create_dir(&etc).unwrap();
+            fs::create_dir(&lib).unwrap();
+            Self {
+                _root: root,
+                etc,
+                lib,
+            }
+        }
+
+        fn find(&self) -> Vec<Hook> {
+            find(&[self.etc.clone(), self.lib.clone()]).unwrap()
+        }
+
+        fn states(&self) -> Vec<(String, State)> {
+            let found = self.find().into_iter();
+            found
+                .map(|hook| (hook.name.into_string().unwrap(), hook.state))
+                .collect()
+        }
+    }
+
+    fn write(path: PathBuf, text: &str, mode: u32) {
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn hooks_run_in_the_order_of_their_names_whichever_folder_they_are_in() {
+        let folders = Folders::new();
+        for (folder, name) in [
+            (&folders.lib, "30-c"),
+            (&folders.etc, "20-b"),
+            (&folders.lib, "10-a"),
+        ] {
+            write(folder.join(name), "#!/bin/sh\n", 0o755);
+        }
+        let names: Vec<_> = folders.states().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["10-a", "20-b", "30-c"]);
+    }
+
+    #[test]
+    fn the_first_folder_overrides_the_others() {
+        let folders = Folders::new();
+        write(folders.etc.join("10-a"), "#!/bin/sh\necho etc\n", 0o755);
+        write(folders.lib.join("10-a"), "#!/bin/sh\necho lib\n", 0o755);
+        let found = folders.find();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].path, folders.etc.join("10-a"));
+        assert_eq!(found[0].overrides, Some(folders.lib.join("10-a")));
+        assert_eq!(found[0].state, State::Runs);
+    }
+
+    #[test]
+    fn an_empty_file_or_a_link_to_dev_null_turns_a_hook_off() {
+        let folders = Folders::new();
+        for name in ["10-a", "20-b", "30-c"] {
+            write(folders.lib.join(name), "#!/bin/sh\n", 0o755);
+        }
+        write(folders.etc.join("10-a"), "", 0o644);
+        symlink("/dev/null", folders.etc.join("20-b")).unwrap();
+        let states = [
+            ("10-a".to_owned(), State::Masked),
+            ("20-b".to_owned(), State::Masked),
+            ("30-c".to_owned(), State::Runs),
+        ];
+        assert_eq!(folders.states(), states);
+    }
+
+    #[test]
+    fn what_cannot_be_a_hook_is_skipped_with_its_reason() {
+        let folders = Folders::new();
+        let etc = &folders.etc;
+        for name in [".10-a", "20-b~", "30-c.dpkg-old", "35-c.rpmsave"] {
+            write(etc.join(name), "#!/bin/sh\n", 0o755);
+        }
+        write(etc.join("40-d"), "#!/bin/sh\n", 0o644);
+        fs::create_dir(etc.join("50-e")).unwrap();
+        symlink("nowhere", etc.join("60-f")).unwrap();
+        let reasons: Vec<_> = folders
+            .states()
+            .into_iter()
+            .map(|(_, state)| match state {
+                State::Skipped(reason) => reason,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let left = "left by an editor or a package manager";
+        assert_eq!(
+            reasons,
+            [
+                "hidden",
+                left,
+                left,
+                left,
+                "not executable",
+                "not a file",
+                "a link that leads nowhere"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_link_to_an_executable_is_a_hook() {
+        let folders = Folders::new();
+        symlink("/bin/sh", folders.etc.join("10-a")).unwrap();
+        assert_eq!(folders.states(), [("10-a".to_owned(), State::Runs)]);
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_has_no_hooks_and_one_that_is_a_file_is_an_error() {
+        let folders = Folders::new();
+        let missing = folders.etc.join("missing");
+        assert_eq!(find(&[missing]).unwrap(), []);
+        let file = folders.etc.join("file");
+        write(file.clone(), "text", 0o644);
+        assert!(find(&[file]).is_err());
+    }
+}

@@ -1,0 +1,371 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! `sysgenctl run-hooks`: runs the operator's programs at each change.
+//!
+//! A round is one generation: all hooks, and those that failed again and again until all have succeeded, which is
+//! when it is acknowledged. Another change ends a round, and begins the next.
+
+mod backoff;
+mod find;
+mod log;
+mod run;
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use sd_notify::NotifyState;
+use serde::Serialize;
+use sysgenid::{Acknowledged, Change, Generation, Tracking};
+
+use self::backoff::Backoff;
+use self::find::{Hook, State};
+use self::log::Level;
+use self::run::{Lookout, Outcome};
+use crate::FAILURE;
+use crate::cli::RunHooks;
+use crate::events::{Events, is_away};
+use crate::output::{self, FAINT, PLAIN};
+use crate::place::Place;
+
+/// Where a hook finds programs, whatever this one was started with.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What is between this process and its service manager, and no business of a hook.
+const NOT_FOR_HOOKS: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
+
+/// What systemd starts when all is settled: it is stopped first of all.
+const SETTLED: [&str; 2] = ["sysgenid-settled.service", "sysgenid-settled.target"];
+
+/// How long that may take: it only asks for it.
+const PATIENCE_WITH_SYSTEMD: Duration = Duration::from_secs(5);
+
+/// What `systemctl` returns where there are no such units.
+const NO_SUCH_UNIT: &str = "exit status 5";
+
+pub(crate) fn run(place: &Place, options: &RunHooks) -> anyhow::Result<ExitCode> {
+    let folders = folders(options);
+    if options.list {
+        return list(&folders, options.json);
+    }
+    let tracking = if options.once {
+        Tracking::Untracked
+    } else {
+        Tracking::Tracked
+    };
+    let watcher = place.watcher(tracking)?;
+    let generation = watcher.generation()?;
+    let mut runner = Runner {
+        lookout: Lookout::new(Events::new(watcher, &run::SIGNALS)?),
+        folders,
+        limit: options.timeout,
+        previous: generation,
+        said: HashSet::new(),
+    };
+    if options.once {
+        return runner.run_once(generation);
+    }
+    runner.serve(generation)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn folders(options: &RunHooks) -> Vec<PathBuf> {
+    if options.hooks_dir.is_empty() {
+        find::FOLDERS.map(PathBuf::from).to_vec()
+    } else {
+        options.hooks_dir.clone()
+    }
+}
+
+struct Runner {
+    lookout: Lookout,
+    folders: Vec<PathBuf>,
+    limit: Duration,
+    /// The last generation for which all hooks succeeded, or that of the start.
+    previous: Generation,
+    /// The files of which it was said that they do not run.
+    said: HashSet<(PathBuf, String)>,
+}
+
+impl Runner {
+    /// Serves until somebody wants it to end.
+    fn serve(&mut self, generation: Generation) -> anyhow::Result<()> {
+        // What does not run is said before there is anything to run.
+        if let Err(error) = self.find() {
+            log::say(Level::Warning, &error.to_string());
+        }
+        tell(&[
+            NotifyState::Ready,
+            NotifyState::Status(&format!("Waiting for a change of generation {generation}")),
+        ]);
+        log::say(Level::Info, &format!("ready, in generation {generation}"));
+        while !self.lookout.is_stopping() {
+            match self.lookout.take_newer() {
+                Some(change) => self.round(change)?,
+                None => self.lookout.pause(None, None)?,
+            }
+        }
+        tell(&[NotifyState::Stopping]);
+        Ok(())
+    }
+
+    /// Runs everything once.
+    fn run_once(&mut self, generation: Generation) -> anyhow::Result<ExitCode> {
+        let mut generation = generation;
+        loop {
+            let failures = self.attempt(generation, 1, &mut HashSet::new())?;
+            if self.lookout.is_stopping() {
+                return Ok(FAILURE);
+            }
+            if let Some(newer) = self.lookout.take_newer() {
+                generation = newer.generation();
+                let text = format!("generation {generation} has come: beginning anew");
+                log::say(Level::Info, &text);
+                continue;
+            }
+            return Ok(if failures.is_empty() {
+                ExitCode::SUCCESS
+            } else {
+                FAILURE
+            });
+        }
+    }
+
+    /// Deals with a change until all hooks have succeeded, there is another change, or all of this ends.
+    fn round(&mut self, change: Change) -> anyhow::Result<()> {
+        let generation = change.generation();
+        let mut backoff = Backoff::new();
+        let mut succeeded = HashSet::new();
+        log::say(
+            Level::Info,
+            &format!("generation {generation}, after {}", self.previous),
+        );
+        self.unsettle(generation)?;
+        for attempt in 1_u64.. {
+            if self.lookout.is_interrupted() {
+                break;
+            }
+            let failures = self.attempt(generation, attempt, &mut succeeded)?;
+            if self.lookout.is_interrupted() {
+                break;
+            }
+            if failures.is_empty() {
+                return self.acknowledge(change, succeeded.len());
+            }
+            let pause = backoff.pause();
+            let names: Vec<_> = failures.iter().map(|name| name.to_string_lossy()).collect();
+            let text = format!(
+                "Generation {generation}: failed: {}; attempt {} in {} s",
+                names.join(", "),
+                attempt + 1,
+                pause.as_secs()
+            );
+            tell(&[NotifyState::Status(&text)]);
+            log::say(Level::Warning, &text);
+            self.lookout
+                .pause(Some(Instant::now() + pause), Some(generation))?;
+        }
+        Ok(())
+    }
+
+    /// Runs all hooks that have not succeeded yet, each once. Returns those that failed. If something interrupts, the
+    /// rest is left out.
+    fn attempt(
+        &mut self,
+        generation: Generation,
+        attempt: u64,
+        succeeded: &mut HashSet<OsString>,
+    ) -> anyhow::Result<Vec<OsString>> {
+        let hooks = match self.find() {
+            Ok(hooks) => hooks,
+            Err(error) => {
+                log::say(Level::Warning, &error.to_string());
+                return Ok(vec!["the folder of hooks".into()]);
+            }
+        };
+        let mut failures = Vec::new();
+        for hook in hooks {
+            if hook.state != State::Runs || succeeded.contains(&hook.name) {
+                continue;
+            }
+            let name = hook.name.to_string_lossy().into_owned();
+            tell(&[NotifyState::Status(&format!(
+                "Generation {generation}: running {name}, attempt {attempt}"
+            ))]);
+            let mut command = self.command(&hook.path, generation, attempt);
+            match self
+                .lookout
+                .supervise(&mut command, self.limit, generation)?
+            {
+                Outcome::Succeeded => {
+                    log::say(
+                        Level::Info,
+                        &format!("generation {generation}: {name} has succeeded"),
+                    );
+                    succeeded.insert(hook.name);
+                }
+                Outcome::Failed(reason) => {
+                    log::say(
+                        Level::Warning,
+                        &format!("generation {generation}: {name} has failed: {reason}"),
+                    );
+                    failures.push(hook.name);
+                }
+                Outcome::Stopped => {
+                    log::say(
+                        Level::Warning,
+                        &format!("generation {generation}: {name} was ended"),
+                    );
+                }
+            }
+            if self.lookout.is_interrupted() {
+                break;
+            }
+        }
+        Ok(failures)
+    }
+
+    fn command(&self, path: &Path, generation: Generation, attempt: u64) -> Command {
+        let mut command = Command::new(path);
+        for name in NOT_FOR_HOOKS {
+            command.env_remove(name);
+        }
+        command
+            .env("PATH", PATH)
+            .env("SYSGENID_GENERATION", generation.to_string())
+            .env("SYSGENID_PREVIOUS_GENERATION", self.previous.to_string())
+            .env("SYSGENID_ATTEMPT", attempt.to_string())
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn acknowledge(&mut self, change: Change, hooks: usize) -> anyhow::Result<()> {
+        let generation = change.generation();
+        match change.acknowledge() {
+            Ok(Acknowledged::Current) => {
+                self.previous = generation;
+                let text = format!(
+                    "Generation {generation}: {} succeeded; acknowledged",
+                    output::count(hooks, "hook")
+                );
+                tell(&[NotifyState::Status(&text)]);
+                log::say(Level::Info, &text);
+            }
+            Ok(Acknowledged::ChangedAgain(newer)) => self.lookout.put_newer(newer),
+            // That is found out where events come from, too, and the node's return begins anew.
+            Err(error) if is_away(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Has systemd stop what may run only while all is settled.
+    fn unsettle(&mut self, generation: Generation) -> anyhow::Result<()> {
+        let is_service = std::env::var_os("NOTIFY_SOCKET").is_some();
+        if !is_service || !sd_notify::booted().unwrap_or(false) {
+            return Ok(());
+        }
+        let mut command = Command::new("systemctl");
+        command
+            .args(["--no-block", "--quiet", "try-restart"])
+            .args(SETTLED)
+            .env("PATH", PATH)
+            .env_remove("NOTIFY_SOCKET")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let asked = self
+            .lookout
+            .supervise(&mut command, PATIENCE_WITH_SYSTEMD, generation)?;
+        if let Outcome::Failed(reason) = asked
+            && reason != NO_SUCH_UNIT
+        {
+            let text = format!("systemctl try-restart {}: {reason}", SETTLED.join(" "));
+            log::say(Level::Warning, &text);
+        }
+        Ok(())
+    }
+
+    /// All hooks. What does not run is said once.
+    fn find(&mut self) -> Result<Vec<Hook>, find::Error> {
+        let hooks = find::find(&self.folders)?;
+        for hook in &hooks {
+            let text = match hook.state {
+                State::Runs => continue,
+                State::Masked => "turned off".to_owned(),
+                State::Skipped(reason) => format!("skipped: {reason}"),
+            };
+            if self.said.insert((hook.path.clone(), text.clone())) {
+                log::say(Level::Info, &format!("{}: {text}", hook.path.display()));
+            }
+        }
+        Ok(hooks)
+    }
+}
+
+fn tell(states: &[NotifyState<'_>]) {
+    // A manager that does not listen must not keep the hooks from running.
+    let _ = sd_notify::notify(states);
+}
+
+/// A hook, for programs.
+#[derive(Debug, Serialize)]
+struct Listed {
+    name: String,
+    path: PathBuf,
+    state: &'static str,
+    reason: Option<&'static str>,
+    overrides: Option<PathBuf>,
+}
+
+fn list(folders: &[PathBuf], json: bool) -> anyhow::Result<ExitCode> {
+    let hooks: Vec<_> = find::find(folders)?
+        .into_iter()
+        .map(|hook| Listed {
+            name: hook.name.to_string_lossy().into_owned(),
+            path: hook.path,
+            reason: match hook.state {
+                State::Skipped(reason) => Some(reason),
+                _ => None,
+            },
+            state: match hook.state {
+                State::Runs => "runs",
+                State::Masked => "masked",
+                State::Skipped(_) => "skipped",
+            },
+            overrides: hook.overrides,
+        })
+        .collect();
+    if json {
+        output::json(&hooks)?;
+    } else if hooks.is_empty() {
+        output::line("there are no hooks")?;
+    } else {
+        let rows: Vec<_> = hooks.iter().map(Listed::row).collect();
+        output::line(&output::table(
+            &["NAME", "STATE", "FILE", "OVERRIDES"],
+            &rows,
+        ))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Listed {
+    fn row(&self) -> (anstyle::Style, Vec<String>) {
+        let style = if self.state == "runs" { PLAIN } else { FAINT };
+        let state = match self.reason {
+            Some(reason) => format!("skipped: {reason}"),
+            None => self.state.to_owned(),
+        };
+        let overrides = self.overrides.as_ref();
+        let cells = vec![
+            self.name.clone(),
+            state,
+            self.path.display().to_string(),
+            overrides.map_or_else(String::new, |path| path.display().to_string()),
+        ];
+        (style, cells)
+    }
+}

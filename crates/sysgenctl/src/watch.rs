@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! `sysgenctl watch`: a line at each change.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde::Serialize;
+use sysgenid::Tracking;
+
+use crate::clock;
+use crate::events::{Event, Events};
+use crate::output::{self, DOUBTFUL, FAINT};
+use crate::place::Place;
+
+/// A line, for programs.
+#[derive(Debug, Serialize)]
+struct Line {
+    time: String,
+    event: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    generation: Option<u32>,
+}
+
+pub(crate) fn run(place: &Place, json: bool) -> anyhow::Result<ExitCode> {
+    let watcher = place.watcher(Tracking::Untracked)?;
+    let path = watcher.path().display().to_string();
+    let generation = watcher.generation()?;
+    let mut events = Events::new(watcher, &[Signal::INT, Signal::TERM])?;
+    output::note(FAINT, &format!("{path} is in generation {generation}"));
+    loop {
+        match events.next(None)? {
+            Event::Changed(change) => print(json, "changed", Some(change.generation().get()))?,
+            Event::Gone => {
+                output::note(
+                    DOUBTFUL,
+                    &format!("the server of {path} has gone; waiting until it is back"),
+                );
+                if json {
+                    print(json, "gone", None)?;
+                }
+            }
+            Event::Back(change) => {
+                output::note(
+                    DOUBTFUL,
+                    &format!("{path} is back; what happened meanwhile is not known"),
+                );
+                print(json, "back", Some(change.generation().get()))?;
+            }
+            Event::Signal(_) => return Ok(ExitCode::SUCCESS),
+            Event::TimeOut => {}
+        }
+    }
+}
+
+fn print(json: bool, event: &'static str, generation: Option<u32>) -> anyhow::Result<()> {
+    if json {
+        return output::json_line(&Line {
+            time: clock::timestamp(Duration::ZERO),
+            event,
+            generation,
+        });
+    }
+    let time = clock::local_time(Duration::ZERO);
+    let generation = generation.map_or_else(String::new, |number| number.to_string());
+    output::line(&format!("{time}  generation {generation}"))?;
+    Ok(())
+}
