@@ -51,8 +51,10 @@ impl Node {
             .unwrap_or_else(|| Error::absent(PATHS.into_iter().map(PathBuf::from).collect())))
     }
 
-    /// Opens the node at a path. Reads never sleep: whoever wants to sleep polls, which any number of threads can
-    /// do on one description at once.
+    /// Opens the node at a path: tracked if it is to be written to, else not, for it could never acknowledge.
+    ///
+    /// Reads never sleep: whoever wants to sleep polls, which any number of threads can do on one description at
+    /// once.
     pub(crate) fn open(path: &Path, access: Access) -> Result<Self, Error> {
         let mode = match access {
             Access::Read => OFlags::RDONLY,
@@ -83,8 +85,10 @@ impl Node {
             path: path.to_owned(),
             access,
         };
-        match ioctl::outdated_watchers(&node) {
-            Ok(_) => Ok(node),
+        // A new watcher of /dev/vmgenid is tracked, one of /dev/sysgenid is not; and the answer tells a node from
+        // another file.
+        match ioctl::set_tracking(&node, access == Access::ReadWrite) {
+            Ok(()) => Ok(node),
             Err(Errno::NOTTY | Errno::INVAL | Errno::OPNOTSUPP) => {
                 Err(Error::NotANode { path: node.path })
             }
@@ -134,11 +138,6 @@ impl Node {
 
     pub(crate) fn outdated_watchers(&self) -> Result<u32, Error> {
         ioctl::outdated_watchers(self).map_err(|errno| self.failed("count the watchers of", errno))
-    }
-
-    pub(crate) fn set_tracking(&self, tracked: bool) -> Result<(), Error> {
-        ioctl::set_tracking(self, tracked)
-            .map_err(|errno| self.failed("set the tracking of", errno))
     }
 
     pub(crate) fn trigger(&self, minimum: Generation) -> Result<(), Error> {

@@ -2,7 +2,7 @@
 
 //! For whoever restores a machine or container: change the generation, and wait until everybody has dealt with it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use sysgenid_core::Generation;
@@ -34,10 +34,7 @@ use crate::node::{Node, Waited};
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct Orchestrator {
-    path: PathBuf,
-    node: Node,
-}
+pub struct Orchestrator(Node);
 
 /// How a wait for everybody ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,7 +57,7 @@ impl Orchestrator {
     /// [`Error::NoNode`], [`Error::KernelTooOld`], [`Error::NoPermission`], [`Error::NotANode`], [`Error::Gone`],
     /// [`Error::Io`].
     pub fn open() -> Result<Self, Error> {
-        Self::of(Node::find(Access::Read)?)
+        Node::find(Access::Read).map(Self)
     }
 
     /// The same for the node at a path.
@@ -69,21 +66,12 @@ impl Orchestrator {
     ///
     /// As [`open`](Self::open).
     pub fn open_at(path: impl AsRef<Path>) -> Result<Self, Error> {
-        Self::of(Node::open(path.as_ref(), Access::Read)?)
-    }
-
-    fn of(node: Node) -> Result<Self, Error> {
-        // A new watcher of /dev/vmgenid is tracked, and this one could never acknowledge.
-        node.set_tracking(false)?;
-        Ok(Self {
-            path: node.path().to_owned(),
-            node,
-        })
+        Node::open(path.as_ref(), Access::Read).map(Self)
     }
 
     /// The node.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.0.path()
     }
 
     /// The current generation.
@@ -92,7 +80,7 @@ impl Orchestrator {
     ///
     /// [`Error::Gone`], [`Error::Io`].
     pub fn generation(&self) -> Result<Generation, Error> {
-        self.node.generation()
+        self.0.generation()
     }
 
     /// Changes the generation by one. Returns the new one, or a later one if somebody else changed it since.
@@ -111,7 +99,7 @@ impl Orchestrator {
     ///
     /// As [`bump`](Self::bump).
     pub fn bump_at_least(&self, minimum: Generation) -> Result<Generation, Error> {
-        self.node.trigger(minimum)?;
+        self.0.trigger(minimum)?;
         // The page shows a change before its trigger returns.
         self.generation()
     }
@@ -122,7 +110,7 @@ impl Orchestrator {
     ///
     /// [`Error::Gone`], [`Error::Io`].
     pub fn outdated_watchers(&self) -> Result<u32, Error> {
-        self.node.outdated_watchers()
+        self.0.outdated_watchers()
     }
 
     /// Waits until all tracked watchers have acknowledged; for ever without a time-out. If the generation changes
@@ -136,8 +124,7 @@ impl Orchestrator {
         let deadline = Deadline::after(timeout);
         loop {
             // Whoever is outdated may not wait for others, and a new watcher never is.
-            let node = Node::open(&self.path, Access::Read)?;
-            node.set_tracking(false)?;
+            let node = Node::open(self.path(), Access::Read)?;
             let generation = node.generation()?;
             match node.wait_watchers(deadline.left())? {
                 Waited::Everybody => return Ok(Settlement::Settled(generation)),

@@ -2,7 +2,6 @@
 
 //! Watching from tasks of tokio.
 
-use std::future::poll_fn;
 use std::io;
 use std::path::Path;
 use std::pin::Pin;
@@ -93,13 +92,23 @@ impl AsyncWatcher {
 
     /// Waits for a change that was not acknowledged, as [`Watcher::wait`].
     ///
-    /// It may be cancelled at any time, and loses nothing.
+    /// Any number of tasks may wait at once, and all are told. It may be cancelled at any time, and loses nothing.
     ///
     /// # Errors
     ///
     /// [`Error::Gone`], [`Error::Io`].
     pub async fn changed(&self) -> Result<Change, Error> {
-        poll_fn(|context| self.poll_changed(context)).await
+        loop {
+            let mut guard = self
+                .0
+                .readable()
+                .await
+                .map_err(|source| self.lost(source))?;
+            match self.watcher().try_changed()? {
+                Some(change) => return Ok(change),
+                None => guard.clear_ready(),
+            }
+        }
     }
 
     /// The changes as a stream, which ends after an error. The change that it yields is to be acknowledged before the
@@ -113,16 +122,16 @@ impl AsyncWatcher {
         self.0.get_ref()
     }
 
+    /// The same for one task alone: only the one that asked last is woken.
     fn poll_changed(&self, context: &mut Context<'_>) -> Poll<Result<Change, Error>> {
         loop {
             let mut guard = match ready!(self.0.poll_read_ready(context)) {
                 Ok(guard) => guard,
                 Err(source) => return Poll::Ready(Err(self.lost(source))),
             };
-            match self.watcher().try_changed() {
-                Ok(Some(change)) => return Poll::Ready(Ok(change)),
-                Ok(None) => guard.clear_ready(),
-                Err(error) => return Poll::Ready(Err(error)),
+            match self.watcher().try_changed()? {
+                Some(change) => return Poll::Ready(Ok(change)),
+                None => guard.clear_ready(),
             }
         }
     }

@@ -79,7 +79,7 @@ impl Watcher {
     /// [`Error::NoNode`], [`Error::KernelTooOld`], [`Error::NoPermission`], [`Error::NotANode`], [`Error::Gone`],
     /// [`Error::Io`].
     pub fn open(tracking: Tracking) -> Result<Self, Error> {
-        Self::of(Node::find(tracking.access())?, tracking)
+        Self::of(Node::find(tracking.access())?)
     }
 
     /// The same for the node at a path.
@@ -88,12 +88,10 @@ impl Watcher {
     ///
     /// As [`open`](Self::open).
     pub fn open_at(path: impl AsRef<Path>, tracking: Tracking) -> Result<Self, Error> {
-        Self::of(Node::open(path.as_ref(), tracking.access())?, tracking)
+        Self::of(Node::open(path.as_ref(), tracking.access())?)
     }
 
-    fn of(node: Node, tracking: Tracking) -> Result<Self, Error> {
-        // A new watcher of /dev/vmgenid is tracked, one of /dev/sysgenid is not.
-        node.set_tracking(tracking == Tracking::Tracked)?;
+    fn of(node: Node) -> Result<Self, Error> {
         let edges = match node.access() {
             Access::ReadWrite => None,
             Access::Read => {
