@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod program;
+mod tls;
 mod workflows;
 
 use std::time::Duration;
