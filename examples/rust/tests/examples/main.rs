@@ -11,6 +11,7 @@
 
 mod program;
 mod tls;
+mod web;
 mod workflows;
 
 use std::time::Duration;
