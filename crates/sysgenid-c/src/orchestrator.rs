@@ -68,7 +68,7 @@ pub unsafe extern "C" fn sysgenid_settle(
             Settlement::TimedOut { outdated } => {
                 place.write(outdated);
                 Err(Failure::timed_out(format!(
-                    "{outdated} tracked watchers of {} have not acknowledged in time",
+                    "tracked watchers of {} that have not acknowledged in time: {outdated}",
                     orchestrator.path().display()
                 )))
             }
