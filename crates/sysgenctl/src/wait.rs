@@ -2,7 +2,6 @@
 
 //! `sysgenctl wait`: until everybody has acknowledged, showing who has not.
 
-use std::collections::BTreeSet;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -114,13 +113,16 @@ fn report_late(orchestrator: &Orchestrator, outdated: u32, json: bool) -> anyhow
     Ok(())
 }
 
+/// So many are outdated, among them these. Several watchers of one process can look the same.
+type Named = (u32, Vec<(Option<u32>, Vec<u32>)>);
+
 /// What the person or the log sees meanwhile.
 struct View {
     start: Instant,
     /// On a terminal.
     live: Option<ProgressBar>,
     /// Who was named last.
-    named: Option<BTreeSet<(Option<u32>, Vec<u32>)>>,
+    named: Option<Named>,
 }
 
 impl View {
@@ -148,12 +150,14 @@ impl View {
         };
         let list = List::make(orchestrator).ok();
         let late: Vec<_> = list.iter().flat_map(List::late).collect();
-        let set = late
+        let mut named: Vec<_> = late
             .iter()
             .map(|seen| (seen.pid, seen.fds.clone()))
             .collect();
-        let is_new = self.named.as_ref() != Some(&set);
-        self.named = Some(set);
+        named.sort();
+        let named = (outdated, named);
+        let is_new = self.named.as_ref() != Some(&named);
+        self.named = Some(named);
         let waiting = format!("waiting for {}", count(outdated as usize, "watcher"));
         if io::stderr().is_terminal() {
             let mut text = format!("{waiting} ({})", clock::length(self.start.elapsed()));
