@@ -109,7 +109,8 @@ impl HostDaemon {
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    fn enter(&self, program: impl AsRef<OsStr>) -> Command {
+    /// Any program, in the daemon's mount namespace.
+    pub(crate) fn enter(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command
             .arg(format!("--mount=/proc/{}/ns/mnt", self.pid()))

@@ -2,13 +2,17 @@
 
 //! Our own programs, built once a run for guests and for this machine.
 
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
 
+use anyhow::Context;
 use anyhow::Result;
+use serde::Deserialize;
 
 use crate::cache::Cache;
 use crate::progress;
+use crate::progress::Step;
 
 /// The package with the agent and the small programs of tests, and its binary.
 pub(crate) const GUEST: &str = "sysgenid-guest";
@@ -19,8 +23,32 @@ pub(crate) const SUITE: &str = "sysgenid-conformance";
 /// The package with the daemon, and its binary.
 pub(crate) const DAEMON: &str = "sysgenidd";
 
+/// The package with the command line, and its binary.
+pub(crate) const COMMAND_LINE: &str = "sysgenctl";
+
+const PACKAGES: [&str; 4] = [GUEST, SUITE, DAEMON, COMMAND_LINE];
+
+/// The tests of the client library that need a node, as a program.
+pub(crate) const LIBRARY_TESTS: &str = "sysgenid-node-tests";
+
+/// Those of the command line.
+pub(crate) const COMMAND_LINE_TESTS: &str = "sysgenctl-node-tests";
+
 /// All of them.
-pub(crate) const NAMES: [&str; 3] = [GUEST, SUITE, DAEMON];
+pub(crate) const NAMES: [&str; 6] = [
+    GUEST,
+    SUITE,
+    DAEMON,
+    COMMAND_LINE,
+    LIBRARY_TESTS,
+    COMMAND_LINE_TESTS,
+];
+
+/// The package of which a program is the test `node`.
+const TESTS: [(&str, &str); 2] = [
+    (LIBRARY_TESTS, "sysgenid"),
+    (COMMAND_LINE_TESTS, COMMAND_LINE),
+];
 
 /// The triple for which they are built: static programs need no libraries in the guest.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -36,29 +64,91 @@ impl Programs {
     pub(crate) fn build(cache: &Cache) -> Result<Self> {
         // A folder of its own: other flags would make the main one build everything again each time.
         let target = cache.target().join("programs");
-        for package in NAMES {
-            let mut command =
-                Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-            command
-                .current_dir(cache.repository())
-                .args(["build", "--release", "--target", TARGET])
-                .args(["--config", "profile.release.strip=true"])
-                .args(["--package", package, "--target-dir"])
-                .arg(&target)
-                .env("RUSTFLAGS", "-C target-feature=+crt-static");
+        let folder = target.join(TARGET).join("release");
+        for package in PACKAGES {
             progress::run_logged(
                 &format!("build {package}"),
                 &cache.log(package)?,
-                &mut command,
+                &mut cargo(cache, "build", package, &target),
             )?;
         }
-        Ok(Self {
-            folder: target.join(TARGET).join("release"),
-        })
+        for (program, package) in TESTS {
+            let step = Step::start(&format!("build the tests of {package} that need a node"));
+            let file = build_tests(cache, program, package, &target)?;
+            std::fs::copy(&file, folder.join(program))
+                .with_context(|| format!("cannot copy {}", file.display()))?;
+            step.done();
+        }
+        Ok(Self { folder })
     }
 
     /// The file of a program.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.folder.join(name)
+    }
+}
+
+/// Cargo, told to make static programs.
+fn cargo(cache: &Cache, task: &str, package: &str, target: &Path) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .current_dir(cache.repository())
+        .args([task, "--release", "--target", TARGET])
+        .args(["--config", "profile.release.strip=true"])
+        .args(["--package", package, "--target-dir"])
+        .arg(target)
+        .env("RUSTFLAGS", "-C target-feature=+crt-static");
+    command
+}
+
+/// Builds the test `node` of a package. Cargo says where the program is, under a name of its own.
+fn build_tests(cache: &Cache, program: &str, package: &str, target: &Path) -> Result<PathBuf> {
+    let mut executable = None;
+    let mut command = cargo(cache, "test", package, target);
+    command.args(["--no-run", "--all-features", "--test", "node"]);
+    command.args(["--message-format", "json-render-diagnostics"]);
+    progress::run_into(&cache.log(program)?, &mut command, &mut |line| {
+        executable = executable_of_tests(line).or(executable.take());
+    })
+    .with_context(|| format!("cannot build the tests of {package}"))?;
+    executable.with_context(|| format!("cargo does not say where the tests of {package} are"))
+}
+
+/// What cargo's message says of the test `node`.
+fn executable_of_tests(message: &str) -> Option<PathBuf> {
+    #[derive(Deserialize)]
+    struct Message {
+        target: Target,
+        executable: PathBuf,
+    }
+
+    #[derive(Deserialize)]
+    struct Target {
+        name: String,
+    }
+
+    // What is not such a message is another one, or what the compiler says to people.
+    let message: Message = serde_json::from_str(message).ok()?;
+    (message.target.name == "node").then_some(message.executable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_of_the_tests_is_found_among_cargos_messages() {
+        let of = |name, executable| {
+            format!(
+                r#"{{"reason":"compiler-artifact","target":{{"name":"{name}"}},"executable":{executable}}}"#
+            )
+        };
+        assert_eq!(
+            executable_of_tests(&of("node", r#""/a/node-1""#)),
+            Some("/a/node-1".into())
+        );
+        assert_eq!(executable_of_tests(&of("sysgenctl", r#""/a/b""#)), None);
+        assert_eq!(executable_of_tests(&of("node", "null")), None);
+        assert_eq!(executable_of_tests("   Compiling sysgenid"), None);
     }
 }

@@ -2,6 +2,7 @@
 
 //! What can be checked without a guest, without root and without network.
 
+use std::ffi::OsStr;
 use std::process::Command;
 
 use anyhow::Context as _;
@@ -35,6 +36,10 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("unit, property and documentation tests pass", |context| {
         cargo(context, "cargo-test", &["test", "--workspace"])
     }),
+    Test::new(
+        "no order of threads gives an old value of a guarded one",
+        explore,
+    ),
 ];
 
 /// The files from which the modules are built; they name the others.
@@ -77,6 +82,25 @@ fn drivers_are_safe(context: &Context<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// With loom, which takes the place of the standard library's locks; so with a target folder of its own.
+fn explore(context: &Context<'_>) -> Result<()> {
+    let target = context.cache.repository().join("target/loom");
+    context.cargo(
+        "loom",
+        &[
+            "test",
+            "--release",
+            "--package",
+            "sysgenid",
+            "--lib",
+            "--target-dir",
+            &target.to_string_lossy(),
+            "exploration",
+        ],
+        &[("RUSTFLAGS", OsStr::new("--cfg loom"))],
+    )
 }
 
 fn cargo(context: &Context<'_>, log: &str, arguments: &[&str]) -> Result<()> {

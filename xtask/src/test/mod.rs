@@ -2,10 +2,11 @@
 
 //! `cargo xtask test`: everything that CI checks, in one command.
 //!
-//! `checks` needs neither root nor network; `host_daemon` needs root, and is skipped without. The other files
-//! each prove one subject in guests.
+//! `checks` needs neither root nor network; `host_daemon`, and what of `client` runs on this machine, needs root, and
+//! is skipped without. The other files each prove one subject in guests.
 
 mod checks;
+mod client;
 mod conformance;
 mod daemon;
 mod firmware;
@@ -172,10 +173,11 @@ pub(crate) fn run(cache: &Cache, options: &Options) -> Result<()> {
         user_space::TESTS,
         firmware::TESTS,
         daemon::TESTS,
+        client::TESTS,
         interop::TESTS,
         survival::TESTS,
     ];
-    let groups = [checks::TESTS, host_daemon::TESTS]
+    let groups = [checks::TESTS, host_daemon::TESTS, client::HOST_TESTS]
         .into_iter()
         .chain(guest_tests.iter().copied().filter(|_| !options.no_vm));
     let wanted = |test: &&Test| {

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What applications and operators hold in their hands: the library, the command line, the examples. The same tests
+//! run on the daemon of this machine and on the module in a guest.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use anyhow::Result;
+use anyhow::ensure;
+
+use crate::host_daemon::HostDaemon;
+use crate::host_packages;
+use crate::host_packages::Needed;
+use crate::programs;
+use crate::progress;
+use crate::test::Context;
+use crate::test::Test;
+use crate::test::guest::Backend;
+use crate::test::guest::Guest;
+use crate::test::skip;
+use crate::tree::Tree;
+
+/// What needs no guest.
+pub(crate) const HOST_TESTS: &[Test] = &[
+    Test::new(
+        "the library and the command line work on this machine's daemon",
+        |context| on_this_machine(context, true),
+    ),
+    Test::new(
+        "the library and the command line work on this machine's daemon without passthrough",
+        |context| on_this_machine(context, false),
+    ),
+    Test::new(
+        "the examples do on this machine's daemon what they are there to show",
+        examples,
+    ),
+];
+
+pub(crate) const TESTS: &[Test] = &[
+    Test::new(
+        "the library and the command line work on the module's nodes",
+        on_the_module,
+    ),
+    Test::new(
+        "the library builds with the oldest compiler that it is for",
+        oldest_compiler,
+    ),
+];
+
+/// The library's `rust-version`, which is what Debian's release has.
+const OLDEST_COMPILER: &str = "1.85";
+
+/// How long a program of tests may take in a guest.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// The programs of tests.
+const PROGRAMS: [&str; 2] = [programs::LIBRARY_TESTS, programs::COMMAND_LINE_TESTS];
+
+fn on_this_machine(context: &Context<'_>, passthrough: bool) -> Result<()> {
+    if let Some(reason) = HostDaemon::cannot_run() {
+        return skip(reason);
+    }
+    let programs = context.programs()?;
+    let config = format!("passthrough = {passthrough}\n");
+    let daemon = HostDaemon::start(context.cache, programs, &config)?;
+    for node in ["sysgenid", "vmgenid"] {
+        for program in PROGRAMS {
+            progress::run_logged(
+                &format!("{program} on {node}"),
+                &context.cache.log(&format!("{program}-{node}"))?,
+                daemon
+                    .command(program)
+                    .arg("--ignored")
+                    .env("SYSGENID_PATH", daemon.file(node))
+                    .env("SYSGENIDD", programs.file(programs::DAEMON))
+                    .env("SYSGENCTL", programs.file(programs::COMMAND_LINE)),
+            )?;
+        }
+    }
+    daemon.stop()
+}
+
+fn on_the_module(context: &Context<'_>) -> Result<()> {
+    let mut guest = Guest::boot(context, Backend::Vmfork, &[])?;
+    for node in ["sysgenid", "vmgenid"] {
+        for program in PROGRAMS {
+            let outcome = guest.outcome(
+                &format!(
+                    "SYSGENID_PATH=/dev/{node} SYSGENIDD=/bin/{daemon} SYSGENCTL=/bin/{command_line} \
+                     {program} --ignored",
+                    daemon = programs::DAEMON,
+                    command_line = programs::COMMAND_LINE,
+                ),
+                PATIENCE,
+            )?;
+            ensure!(
+                outcome.status == 0,
+                "{program} on {node}: exit status {}:\n{}",
+                outcome.status,
+                outcome.output
+            );
+        }
+    }
+    guest.finish()
+}
+
+/// The packages with examples, whose tests start them as a user would.
+const EXAMPLES: [&str; 2] = ["sysgenid-c", "sysgenid-examples"];
+
+fn examples(context: &Context<'_>) -> Result<()> {
+    if let Some(reason) = HostDaemon::cannot_run() {
+        return skip(reason);
+    }
+    host_packages::install(
+        context.cache,
+        &[
+            Needed {
+                program: "python3",
+                package: "python3",
+            },
+            Needed {
+                program: "make",
+                package: "make",
+            },
+        ],
+    )?;
+    let daemon = HostDaemon::start(context.cache, context.programs()?, "")?;
+    for package in EXAMPLES {
+        let cargo = std::env::var_os("CARGO").context("cargo runs this program")?;
+        let mut command: Command = daemon.enter(cargo);
+        command
+            .current_dir(context.cache.repository())
+            .args(["test", "--package", package, "--manifest-path"])
+            .arg(context.cache.repository().join("Cargo.toml"))
+            .args(["--", "--ignored"])
+            .env("SYSGENID_PATH", daemon.file("sysgenid"));
+        progress::run_logged(
+            &format!("run the examples of {package}"),
+            &context.cache.log(&format!("examples-{package}"))?,
+            &mut command,
+        )?;
+    }
+    daemon.stop()
+}
+
+/// Copies the crates that cargo has fetched from $1 to $2, where the tree sees them.
+const COPY_CRATES: &str = r#"
+rm -rf "$2"
+mkdir -p "$2/registry"
+cp -r "$1/registry/index" "$1/registry/cache" "$2/registry/"
+for file in config config.toml; do
+    test ! -e "$1/$file" || cp "$1/$file" "$2/"
+done
+"#;
+
+/// With Debian's own compiler, in the tree. There is no network there: the crates are those of this machine.
+fn oldest_compiler(context: &Context<'_>) -> Result<()> {
+    let tree = Tree::prepare(context.cache)?;
+    let version = tree.output("cargo", &["--version"])?;
+    ensure!(
+        version.starts_with(&format!("cargo {OLDEST_COMPILER}.")),
+        "Debian's cargo is {}, which proves nothing of {OLDEST_COMPILER}",
+        version.trim()
+    );
+    context.cargo("fetch", &["fetch", "--locked"], &[])?;
+    let home = match std::env::var_os("CARGO_HOME") {
+        Some(home) => PathBuf::from(home),
+        None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?).join(".cargo"),
+    };
+    let copy = context.cache.root().join("cargo-home");
+    progress::run_into(
+        &context.cache.log("copy-crates")?,
+        Command::new("sh")
+            .args(["-ec", COPY_CRATES, "copy"])
+            .args([&home, &copy]),
+        &mut |_| (),
+    )?;
+    progress::run_logged(
+        "build the library with Debian's compiler",
+        &context.cache.log("oldest-compiler")?,
+        tree.command("env")
+            .arg(format!("CARGO_HOME={}", copy.display()))
+            .args(["cargo", "check", "--offline", "--locked", "--all-features"])
+            .args(["--package", "sysgenid", "--manifest-path"])
+            .arg(context.cache.repository().join("Cargo.toml"))
+            .arg("--target-dir")
+            .arg(context.cache.repository().join("target/oldest-compiler")),
+    )
+}
