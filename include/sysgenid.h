@@ -90,7 +90,7 @@ struct sysgenid_watcher;
 
 /**
  * What a probe saw at some moment. It is made by this library only, may be copied, and is to be handed back to the
- * functions below: its content has no meaning, and no memcmp().
+ * functions below: what is in it has no meaning, also not to memcmp().
  */
 struct sysgenid_stamp {
     uint64_t opaque[4];
@@ -107,9 +107,9 @@ extern "C" {
 const char *sysgenid_error_message(void);
 
 /**
- * The system's number for what the last call that failed in this thread says of it, as in errno.h: the system's own
- * for SYSGENID_ERROR_IO, one that fits for the others; 0 if none failed. (The variable errno itself is not kept by
- * any function of this library.)
+ * The number, as in errno.h, that goes with the last call that failed in this thread: the system's own for
+ * SYSGENID_ERROR_IO, the one that fits best for the others; 0 if none failed. The variable errno itself may be
+ * changed by every function, whether it fails or not.
  */
 int sysgenid_error_errno(void);
 
@@ -268,7 +268,7 @@ enum sysgenid_error sysgenid_watcher_acknowledge(const struct sysgenid_watcher *
  * Opens the node again after SYSGENID_ERROR_GONE, at the same path, as soon as it is back, for so many milliseconds
  * at most; a negative time-out is for ever. Whatever happened meanwhile, nobody can know it: rebuild for
  * *generation, which may be 0, and acknowledge. The descriptor is another one, so register it anew. Other threads
- * wait until this is over.
+ * wait until this is over. A child after fork() opens a watcher of its own instead.
  *
  * Condition: watcher is open, generation points to a number.
  */

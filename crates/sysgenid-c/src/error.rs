@@ -58,9 +58,9 @@ pub extern "C" fn sysgenid_error_message() -> *const c_char {
         .unwrap_or(c"".as_ptr())
 }
 
-/// The system's number for what the last call that failed in this thread says of it, as in errno.h: the system's own
-/// for SYSGENID_ERROR_IO, one that fits for the others; 0 if none failed. (The variable errno itself is not kept by
-/// any function of this library.)
+/// The number, as in errno.h, that goes with the last call that failed in this thread: the system's own for
+/// SYSGENID_ERROR_IO, the one that fits best for the others; 0 if none failed. The variable errno itself may be
+/// changed by every function, whether it fails or not.
 #[unsafe(no_mangle)]
 pub extern "C" fn sysgenid_error_errno() -> c_int {
     LAST.try_with(|last| last.borrow().1).unwrap_or(0)

@@ -14,7 +14,7 @@ use crate::pointer;
 pub struct Probe(sysgenid::Probe);
 
 /// What a probe saw at some moment. It is made by this library only, may be copied, and is to be handed back to the
-/// functions below: its content has no meaning, and no memcmp().
+/// functions below: what is in it has no meaning, also not to memcmp().
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Stamp {

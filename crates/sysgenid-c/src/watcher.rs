@@ -202,7 +202,7 @@ pub unsafe extern "C" fn sysgenid_watcher_acknowledge(
 /// Opens the node again after SYSGENID_ERROR_GONE, at the same path, as soon as it is back, for so many milliseconds
 /// at most; a negative time-out is for ever. Whatever happened meanwhile, nobody can know it: rebuild for
 /// *generation, which may be 0, and acknowledge. The descriptor is another one, so register it anew. Other threads
-/// wait until this is over.
+/// wait until this is over. A child after fork() opens a watcher of its own instead.
 ///
 /// # Safety
 ///
