@@ -14,12 +14,12 @@ use crate::program::{Ended, Program, json, run, sysgenctl};
 use crate::watchers::of_process;
 
 /// A folder of hooks, and one that it overrides.
-struct Hooks<'a> {
+pub(crate) struct Hooks<'a> {
     machine: &'a Machine,
 }
 
 impl<'a> Hooks<'a> {
-    fn of(machine: &'a Machine) -> Self {
+    pub(crate) fn of(machine: &'a Machine) -> Self {
         for folder in ["etc", "lib"] {
             fs::create_dir(machine.file(folder)).unwrap();
         }
@@ -27,7 +27,7 @@ impl<'a> Hooks<'a> {
     }
 
     /// Writes a hook that notes how it was run, and then does this.
-    fn add(&self, name: &str, script: &str) {
+    pub(crate) fn add(&self, name: &str, script: &str) {
         let log = self.machine.file("log");
         let text = format!(
             "#!/bin/sh\necho \"${{0##*/}} $SYSGENID_GENERATION $SYSGENID_PREVIOUS_GENERATION \
@@ -49,7 +49,7 @@ impl<'a> Hooks<'a> {
     }
 
     /// Starts the service, and returns once it watches.
-    fn serve(&self, more: &[&str]) -> Program {
+    pub(crate) fn serve(&self, more: &[&str]) -> Program {
         let arguments = self.arguments(more);
         let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
         let mut program = Program::start(&arguments);

@@ -15,6 +15,7 @@ mod program;
 mod status;
 mod trigger;
 mod usage;
+mod vanishing;
 mod wait;
 mod watch;
 mod watchers;
