@@ -19,6 +19,9 @@
 //!
 //! A signature that was printed cannot be taken back, so each is checked after it was made and before it is given
 //! away. If the machine was restored in between, both clones may have made it with one key.
+//!
+//! A page whose server has ended shows the last generation for ever. A program that runs for long asks
+//! `Probe::is_live` now and then, or has an untracked watcher that is told, as `tls-server` has.
 
 #![forbid(unsafe_code)]
 

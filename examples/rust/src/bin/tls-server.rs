@@ -41,13 +41,15 @@
 //!   least lets the server tell that they were one. Keep its session store (`rustls::client::Resumption`) in a
 //!   `Guarded` as well.
 //!
-//! It is not a watcher: all of this is looked at when it is used, so nobody has to wait for it. One that closes
-//! idle connections at once, or that is ready only when it has done something, is one: see `web-service`.
+//! Nobody has to wait for it, as all of this is looked at when it is used. A server that closes idle connections at
+//! once, or is ready only when it has done something, is a tracked watcher: see `web-service`. This one watches
+//! only to hear if the node goes away, of which a mapped page says nothing.
 
 #![forbid(unsafe_code)]
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::process;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -57,7 +59,7 @@ use rcgen::CertifiedKey;
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::server::NoServerSessionStorage;
 use rustls::{HandshakeKind, ServerConfig, ServerConnection, StreamOwned};
-use sysgenid::Probe;
+use sysgenid::{Probe, Tracking, Watcher};
 use sysgenid_examples::{GuardedTicketer, OneGeneration};
 
 /// How long a client may say nothing.
@@ -68,6 +70,8 @@ fn main() -> Result<()> {
     let address = arguments.next().unwrap_or_else(|| "127.0.0.1:4433".into());
     let address = address.to_str().context("the address is no text")?;
 
+    let watcher = Watcher::open(Tracking::Untracked)?;
+    thread::Builder::new().spawn(move || end_with_the_node(&watcher))?;
     let probe = Probe::open()?;
     let CertifiedKey { cert, signing_key } =
         rcgen::generate_simple_self_signed(["localhost".into()])?;
@@ -100,6 +104,19 @@ fn main() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Ends the program when the node has gone: its page would show the last generation for ever, and no restore would be
+/// noticed. Who supervises this program starts it again.
+fn end_with_the_node(watcher: &Watcher) {
+    let error = loop {
+        match watcher.wait() {
+            Ok(_change) => {}
+            Err(error) => break error,
+        }
+    };
+    eprintln!("{error}");
+    process::exit(1);
 }
 
 fn serve(socket: TcpStream, config: Arc<ServerConfig>, probe: Probe) -> io::Result<()> {

@@ -14,7 +14,7 @@
 //! | `POST /session` | a new session id: 256 bits that no clone draws again |
 //! | `GET /session/{id}` | 204 if that session was begun in this generation, else 404 |
 //! | `POST /id` | a UUID v7 for a record, an order, a trace |
-//! | `GET /ready` | 200 and the generation, or 503 from a restore until this service has acknowledged it |
+//! | `GET /ready` | 200 and the generation; 503 from a restore until this service has acknowledged it, or without a node |
 //!
 //! Three things work together:
 //!
@@ -153,18 +153,19 @@ async fn make_id(State(service): State<Arc<Service>>) -> String {
 }
 
 /// Ready while nothing has changed since the rebuild that was acknowledged. It asks the probe, not the task: from the
-/// restore until the task wakes, this service is not ready either.
+/// restore until the task wakes, this service is not ready either. Nor is it once nobody serves the node any more: its
+/// page shows the last generation for ever.
 async fn ready(State(service): State<Arc<Service>>) -> (StatusCode, String) {
     let acknowledged = *lock(&service.acknowledged);
-    if service.probe.has_changed(&acknowledged) {
-        let generation = service.probe.generation();
-        return (
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!("rebuilding for generation {generation}"),
-        );
-    }
-    let generation = acknowledged.generation();
-    (StatusCode::OK, format!("generation {generation}"))
+    let refused = if service.probe.has_changed(&acknowledged) {
+        format!("rebuilding for generation {}", service.probe.generation())
+    } else if !service.probe.is_live() {
+        "the node has gone".into()
+    } else {
+        let generation = acknowledged.generation();
+        return (StatusCode::OK, format!("generation {generation}"));
+    };
+    (StatusCode::SERVICE_UNAVAILABLE, refused)
 }
 
 /// What was made of a request over a restore was made in each clone, and may be made of old secrets.
