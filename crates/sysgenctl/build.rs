@@ -8,11 +8,12 @@
 
 use std::env;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use clap::CommandFactory;
+use clap::{Command, CommandFactory};
 use clap_complete::Shell;
+use clap_mangen::Man;
 
 // Not all of it is used here.
 #[allow(dead_code)]
@@ -37,7 +38,12 @@ fn main() -> io::Result<()> {
 fn write_to(folder: &Path) -> io::Result<()> {
     let man = folder.join("man");
     fs::create_dir_all(&man)?;
-    clap_mangen::generate_to(cli::Cli::command(), &man)?;
+    let mut command = cli::Cli::command();
+    command.build();
+    for task in command.get_subcommands() {
+        write_page(task, &man)?;
+    }
+    write_page(&command, &man)?;
 
     let completions = folder.join("completions");
     fs::create_dir_all(&completions)?;
@@ -46,4 +52,53 @@ fn write_to(folder: &Path) -> io::Result<()> {
         clap_complete::generate_to(shell, &mut command, "sysgenctl", &completions)?;
     }
     Ok(())
+}
+
+/// Writes the page of a command. What its help ends with gets a heading of its own.
+fn write_page(command: &Command, folder: &Path) -> io::Result<()> {
+    let man = Man::new(command.clone())
+        .source(format!("sysgenctl {}", env!("CARGO_PKG_VERSION")))
+        .manual("System generation");
+    let mut page = Vec::new();
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    man.render_options_section(&mut page)?;
+    if command.has_subcommands() {
+        man.render_subcommands_section(&mut page)?;
+    }
+    if let Some(end) = command.get_after_help() {
+        write_end(&end.to_string(), &mut page)?;
+    }
+    fs::write(folder.join(man.get_filename()), page)
+}
+
+/// Writes paragraphs: the exit codes, a line each, after their heading; then what else there is to know.
+fn write_end(text: &str, page: &mut Vec<u8>) -> io::Result<()> {
+    let mut heading = Some(".SH NOTES");
+    for paragraph in text.split("\n\n") {
+        if let Some(codes) = paragraph.strip_prefix("Exit status:\n") {
+            writeln!(page, ".SH \"EXIT STATUS\"")?;
+            for line in codes.lines() {
+                match line.trim().split_once("  ") {
+                    Some((code, meaning)) => {
+                        writeln!(page, ".TP\n{}\n{}", escape(code), escape(meaning))?;
+                    }
+                    None => writeln!(page, ".PP\n{}", escape(line.trim()))?,
+                }
+            }
+            continue;
+        }
+        if let Some(heading) = heading.take() {
+            writeln!(page, "{heading}")?;
+        }
+        writeln!(page, ".PP\n{}", escape(paragraph))?;
+    }
+    Ok(())
+}
+
+/// Text that troff takes as it is. No line of ours begins with a dot.
+fn escape(text: &str) -> String {
+    text.replace('\\', "\\e").replace('-', "\\-")
 }

@@ -24,6 +24,9 @@ use crate::place::Place;
 /// How often the list is made anew if it changes while it is made.
 const MOST_ATTEMPTS: usize = 5;
 
+/// How much of a command people see.
+const MOST_OF_COMMAND: usize = 40;
+
 /// All watchers that can be seen.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct List {
@@ -43,6 +46,8 @@ pub(crate) struct Seen {
     /// Its process. Of the daemon the one that opened the node. Nothing where that cannot be seen.
     pub(crate) pid: Option<u32>,
     pub(crate) command: String,
+    /// What it was started with, where that can be seen.
+    pub(crate) command_line: Option<String>,
     #[serde(flatten)]
     pub(crate) owner: Owner,
     pub(crate) node: &'static str,
@@ -206,7 +211,7 @@ impl Seen {
             mark.to_owned(),
             self.pid
                 .map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
-            self.command.clone(),
+            self.program(),
             self.owner.to_string(),
             self.node.to_owned(),
             self.fds_text(),
@@ -214,6 +219,16 @@ impl Seen {
             self.acknowledged.to_string(),
             outdated,
         ]
+    }
+
+    /// What it was started with, as far as there is room for it.
+    fn program(&self) -> String {
+        let whole = self.command_line.as_ref().unwrap_or(&self.command);
+        if whole.chars().count() <= MOST_OF_COMMAND {
+            return whole.clone();
+        }
+        let start: String = whole.chars().take(MOST_OF_COMMAND - 1).collect();
+        format!("{start}…")
     }
 
     fn fds_text(&self) -> String {
@@ -230,11 +245,11 @@ impl fmt::Display for Seen {
     /// On a line, among others.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.pid {
-            Some(pid) => write!(formatter, "process {pid} ({})", printable(&self.command))?,
+            Some(pid) => write!(formatter, "process {pid} ({})", printable(&self.program()))?,
             None => write!(
                 formatter,
                 "a process that cannot be seen ({})",
-                printable(&self.command)
+                printable(&self.program())
             )?,
         }
         if self.owner != Owner::default() {
@@ -268,6 +283,7 @@ fn of_module(path: &Path) -> Vec<Seen> {
             Seen {
                 pid: Some(descriptor.pid),
                 command: process::command(descriptor.pid).unwrap_or_default(),
+                command_line: process::command_line(descriptor.pid),
                 owner: process::owner(descriptor.pid),
                 node: descriptor.node,
                 fds: vec![descriptor.fd],
@@ -311,14 +327,12 @@ fn of_daemon(folder: &Path) -> Result<(Vec<Seen>, bool), daemon::Error> {
                 .and_then(process::command)
                 // The number may be another process's by now, when the one that opened the node has ended.
                 .filter(|command| !fds.is_empty() || *command == row.command);
-            let owner = match (&command, row.pid) {
-                (Some(_), Some(pid)) => process::owner(pid),
-                _ => Owner::default(),
-            };
+            let known = row.pid.filter(|_| command.is_some());
             Seen {
                 pid: row.pid,
                 command: command.unwrap_or_else(|| row.command.clone()),
-                owner,
+                command_line: known.and_then(process::command_line),
+                owner: known.map(process::owner).unwrap_or_default(),
                 node: row.node,
                 fds_are_shared: fds.len() > 1
                     && row.pid.is_some_and(|pid| watchers_of(pid, row.node) > 1),

@@ -48,6 +48,21 @@ pub(crate) fn command(pid: u32) -> Option<String> {
     Some(String::from_utf8_lossy(&name).trim_end().to_owned())
 }
 
+/// What a process was started with, the folder of its program left out.
+pub(crate) fn command_line(pid: u32) -> Option<String> {
+    let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let arguments = String::from_utf8_lossy(&arguments);
+    let mut words = arguments.trim_end_matches('\0').split('\0');
+    let program = words.next().filter(|program| !program.is_empty())?;
+    let program = program.rsplit('/').next().unwrap_or(program);
+    Some(
+        std::iter::once(program)
+            .chain(words)
+            .collect::<Vec<_>>()
+            .join(" "),
+    )
+}
+
 /// Whose it is.
 pub(crate) fn owner(pid: u32) -> Owner {
     let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
