@@ -2,6 +2,7 @@
 
 //! A mount namespace in which a test may put what it likes.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::os::fd::RawFd;
@@ -105,6 +106,27 @@ impl Stage {
         std::fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
         std::fs::set_permissions(path, PermissionsExt::from_mode(0o755))?;
         Ok(path.to_owned())
+    }
+
+    /// Lets a folder be changed on the stage, but not on the machine.
+    pub fn lay_over(&self, folder: &str) -> Result<()> {
+        let changes = PathBuf::from(format!("/run/changes{folder}"));
+        let (upper, work) = (changes.join("upper"), changes.join("work"));
+        self.folder(&upper)?;
+        self.folder(&work)?;
+        let options = format!(
+            "lowerdir={folder},upperdir={},workdir={}",
+            upper.display(),
+            work.display()
+        );
+        rustix::mount::mount(
+            "overlay",
+            folder,
+            "overlay",
+            MountFlags::empty(),
+            Some(CString::new(options)?.as_c_str()),
+        )
+        .with_context(|| format!("cannot mount an overlay over {folder}"))
     }
 
     /// Lets a file be seen at a path that exists, over what is there.

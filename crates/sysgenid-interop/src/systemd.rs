@@ -25,7 +25,6 @@ use rustix::event::Timespec;
 use rustix::fs::CWD;
 use rustix::fs::FileType;
 use rustix::fs::Mode;
-use rustix::mount::MountFlags;
 
 use crate::Stage;
 use crate::conversation::Conversation;
@@ -48,6 +47,15 @@ const CONFIGURATION: &str = "/etc/sysgenid/sysgenidd.toml";
 
 /// All units that the machine has, and the only ones: those of the system would set up the host.
 const UNITS: &str = "/run/units";
+
+/// The units that this project brings.
+pub const PACKAGED: &[&str] = &[
+    "sysgenid-hooks.service",
+    "sysgenid-settled.service",
+    "sysgenid-settled.target",
+    "sysgenidd-clean.service",
+    "sysgenidd.service",
+];
 
 /// The units of the system that any other needs, without what they would pull in.
 const BASE: &[&str] = &[
@@ -96,8 +104,8 @@ impl Machine {
     /// Boots the machine.
     pub fn boot(stage: &Stage) -> Result<Self> {
         SYSTEMD.require()?;
-        lay_over(stage, "/etc")?;
-        lay_over(stage, "/usr/sbin")?;
+        stage.lay_over("/etc")?;
+        stage.lay_over("/usr/sbin")?;
         stage.folder(
             Path::new(CONFIGURATION)
                 .parent()
@@ -135,6 +143,15 @@ impl Machine {
     pub fn configure(&self, configuration: &str) -> Result<()> {
         std::fs::write(CONFIGURATION, configuration)
             .with_context(|| format!("cannot write {CONFIGURATION}"))
+    }
+
+    /// Gives the machine one more unit, or a file for one, such as `web.service.d/limits.conf`.
+    pub fn add_unit(&self, name: &str, text: &str) -> Result<()> {
+        let path = Path::new(UNITS).join(name);
+        let folder = path.parent().context("it is in a folder")?;
+        std::fs::create_dir_all(folder)?;
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        self.systemctl(&["daemon-reload"]).map(drop)
     }
 
     /// Has each daemon that starts from now on wait until it is [configured](Self::configure).
@@ -211,36 +228,20 @@ impl Drop for Machine {
     }
 }
 
+/// The folder of the units that this project brings.
+pub fn packaged() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging/systemd")
+}
+
 /// What the services wrote.
 pub fn said() -> String {
     std::fs::read_to_string(LOG).unwrap_or_default()
 }
 
-/// Lets a folder be changed on the stage, but not on the machine.
-fn lay_over(stage: &Stage, folder: &str) -> Result<()> {
-    let changes = PathBuf::from(format!("/run/changes{folder}"));
-    let (upper, work) = (changes.join("upper"), changes.join("work"));
-    stage.folder(&upper)?;
-    stage.folder(&work)?;
-    let options = format!(
-        "lowerdir={folder},upperdir={},workdir={}",
-        upper.display(),
-        work.display()
-    );
-    rustix::mount::mount(
-        "overlay",
-        folder,
-        "overlay",
-        MountFlags::empty(),
-        Some(std::ffi::CString::new(options)?.as_c_str()),
-    )
-    .with_context(|| format!("cannot mount an overlay over {folder}"))
-}
-
 fn install_units(stage: &Stage) -> Result<()> {
     let units = stage.folder(UNITS)?;
-    let packaged = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging/systemd");
-    for unit in ["sysgenidd.service", "sysgenidd-clean.service"] {
+    let packaged = packaged();
+    for unit in PACKAGED {
         std::fs::copy(packaged.join(unit), units.join(unit))
             .with_context(|| format!("cannot copy {unit} from {}", packaged.display()))?;
     }

@@ -48,6 +48,24 @@ pub const CRIU: Tool = Tool {
     package: "criu",
 };
 
+/// Makes SSH keys.
+pub const SSH_KEYGEN: Tool = Tool {
+    program: "ssh-keygen",
+    package: "openssh-client",
+};
+
+/// Sets the clock by what it measures, when it is told to.
+pub const CHRONYD: Tool = Tool {
+    program: "chronyd",
+    package: "chrony",
+};
+
+/// Finds faults in shell scripts.
+pub const SHELLCHECK: Tool = Tool {
+    program: "shellcheck",
+    package: "shellcheck",
+};
+
 impl Tool {
     /// Fails if the machine lacks this program.
     pub fn require(self) -> Result<()> {

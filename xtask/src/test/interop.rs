@@ -23,6 +23,12 @@ const PACKAGES: &[Needed] = &[
     needed("newuidmap", "uidmap"),
     needed("jq", "jq"),
     needed("systemctl", "systemd"),
+    // What the hooks of operators call, and what examines them.
+    needed("ssh-keygen", "openssh-client"),
+    needed("chronyd", "chrony"),
+    needed("hostname", "hostname"),
+    needed("ip", "iproute2"),
+    needed("shellcheck", "shellcheck"),
 ];
 
 const fn needed(program: &'static str, package: &'static str) -> Needed {
