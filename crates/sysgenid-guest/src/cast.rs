@@ -4,6 +4,7 @@
 //!
 //! Each takes its times first and reports once it has nothing urgent left to do.
 
+use std::cell::Cell;
 use std::ffi::CString;
 use std::fmt::Write;
 use std::time::Duration;
@@ -12,19 +13,20 @@ use anyhow::Context;
 use anyhow::Result;
 use clap::ValueEnum;
 use rand::RngExt;
-use rustix::event::PollFd;
-use rustix::event::PollFlags;
+use rand::rngs::StdRng;
 use rustix::event::epoll;
-use rustix::event::poll;
-use rustix::io::Errno;
+use sysgenid::Error;
+use sysgenid::Generation;
+use sysgenid::Orchestrator;
+use sysgenid::Probe;
+use sysgenid::Settlement;
+use sysgenid::SnapSafeRng;
+use sysgenid::Tracking;
+use sysgenid::Watcher;
 use sysgenid_guest::event::Event;
 use sysgenid_guest::event::What;
 
 use crate::clock::monotonic_ns;
-use crate::node::Node;
-use crate::node::Page;
-use crate::node::TRACKED_NODE;
-use crate::node::UNTRACKED_NODE;
 
 /// How often the mapper looks, as a library does before each use.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
@@ -33,7 +35,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 const TOKEN_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How long the orchestrator waits for everybody before it says that it still does.
-const PATIENCE_MS: usize = 10_000;
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A program of the cast.
 #[derive(Clone, Copy, ValueEnum)]
@@ -68,7 +70,10 @@ pub(crate) fn play(role: Role) -> Result<()> {
     };
     if let Err(error) = &result {
         let reason = format!("{error:#}");
-        reporter.report(0, [(What::Failed { reason }, monotonic_ns())])?;
+        reporter.report(
+            Generation::START,
+            [(What::Failed { reason }, monotonic_ns())],
+        )?;
     }
     result
 }
@@ -78,14 +83,18 @@ struct Reporter {
 }
 
 impl Reporter {
-    fn report(&self, generation: u32, events: impl IntoIterator<Item = (What, u64)>) -> Result<()> {
+    fn report(
+        &self,
+        generation: Generation,
+        events: impl IntoIterator<Item = (What, u64)>,
+    ) -> Result<()> {
         let mut lines = String::new();
         for (what, monotonic_ns) in events {
             let event = Event {
                 program: self.program.clone(),
                 what,
                 monotonic_ns,
-                generation,
+                generation: generation.get(),
             };
             writeln!(lines, "{}", serde_json::to_string(&event)?)?;
         }
@@ -94,26 +103,32 @@ impl Reporter {
     }
 
     fn started(&self, watches: bool) -> Result<()> {
-        self.report(0, [(What::Started { watches }, monotonic_ns())])
+        self.report(
+            Generation::START,
+            [(What::Started { watches }, monotonic_ns())],
+        )
     }
 }
 
-fn open_tracked() -> Result<Node> {
-    Node::open(TRACKED_NODE).with_context(|| format!("cannot open {TRACKED_NODE}"))
+fn open_tracked() -> Result<Watcher, Error> {
+    Watcher::open(Tracking::Tracked)
 }
 
 fn watchdog(reporter: &Reporter) -> Result<()> {
-    let node = open_tracked()?;
+    let watcher = open_tracked()?;
     reporter.started(true)?;
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             rustix::thread::set_name(&CString::new(reporter.program.clone())?)?;
             loop {
-                let generation = node.read()?;
+                let change = watcher.wait()?;
                 let noticed = monotonic_ns();
-                rand::rng().reseed().context("cannot reseed")?;
-                let reseeded = monotonic_ns();
-                acknowledge(&node, generation)?;
+                let mut reseeded = 0;
+                let generation = change.rebuild(|_| {
+                    rand::rng().reseed().context("cannot reseed")?;
+                    reseeded = monotonic_ns();
+                    anyhow::Ok(())
+                })?;
                 let events = [
                     (What::Noticed, noticed),
                     (What::Reseeded, reseeded),
@@ -129,11 +144,11 @@ fn watchdog(reporter: &Reporter) -> Result<()> {
 }
 
 fn event_loop(reporter: &Reporter) -> Result<()> {
-    let node = open_tracked()?;
+    let watcher = open_tracked()?;
     let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(
         &events,
-        &node,
+        &watcher,
         epoll::EventData::new_u64(0),
         epoll::EventFlags::IN,
     )?;
@@ -143,8 +158,10 @@ fn event_loop(reporter: &Reporter) -> Result<()> {
         ready.clear();
         epoll::wait(&events, rustix::buffer::spare_capacity(&mut ready), None)?;
         let noticed = monotonic_ns();
-        let generation = node.read()?;
-        acknowledge(&node, generation)?;
+        let Some(change) = watcher.try_changed()? else {
+            continue;
+        };
+        let generation = change.rebuild(|_| Ok::<_, Error>(()))?;
         let events = [
             (What::Noticed, noticed),
             (What::Acknowledged, monotonic_ns()),
@@ -153,24 +170,15 @@ fn event_loop(reporter: &Reporter) -> Result<()> {
     }
 }
 
-/// A change may come between the read and the acknowledgement; then the next read brings it.
-fn acknowledge(node: &Node, generation: u32) -> Result<()> {
-    match node.acknowledge(generation) {
-        Err(Errno::INVAL) => Ok(()),
-        result => result.context("cannot acknowledge"),
-    }
-}
-
 fn mapper(reporter: &Reporter) -> Result<()> {
-    let page = Page::map(UNTRACKED_NODE)
-        .with_context(|| format!("cannot open and map {UNTRACKED_NODE}"))?;
-    let mut known = page.generation();
+    let probe = Probe::open()?;
+    let mut stamp = probe.stamp();
     reporter.started(true)?;
     loop {
-        let generation = page.generation();
-        if generation != known {
-            known = generation;
-            reporter.report(generation, [(What::Noticed, monotonic_ns())])?;
+        if probe.has_changed(&stamp) {
+            let noticed = monotonic_ns();
+            stamp = probe.stamp_for_rebuild(&stamp);
+            reporter.report(stamp.generation(), [(What::Noticed, noticed)])?;
         }
         std::thread::sleep(LOOK_INTERVAL);
     }
@@ -178,27 +186,22 @@ fn mapper(reporter: &Reporter) -> Result<()> {
 
 fn token_server(reporter: &Reporter) -> Result<()> {
     // Where there is no node the server runs as it always did.
-    let page = match Page::map(UNTRACKED_NODE) {
-        Ok(page) => Some(page),
-        Err(Errno::NOENT) => None,
-        Err(error) => {
-            return Err(error).with_context(|| format!("cannot open and map {UNTRACKED_NODE}"));
-        }
-    };
-    let mut known = page.as_ref().map_or(0, Page::generation);
-    reporter.started(page.is_some())?;
+    let probe = Probe::open_or_never()?;
+    let mut stamp = probe.stamp();
+    let mut rng = SnapSafeRng::<StdRng>::new(probe.clone())?;
+    reporter.started(probe.can_change())?;
     for number in 0.. {
-        let generation = page.as_ref().map_or(0, Page::generation);
-        if generation != known {
+        // Each draw looks by itself; this is to report when.
+        if probe.has_changed(&stamp) {
             let noticed = monotonic_ns();
-            known = generation;
-            rand::rng().reseed().context("cannot reseed")?;
+            stamp = probe.stamp_for_rebuild(&stamp);
+            rng.refresh()?;
             let events = [(What::Noticed, noticed), (What::Reseeded, monotonic_ns())];
-            reporter.report(generation, events)?;
+            reporter.report(stamp.generation(), events)?;
         }
-        let value = format!("{:032x}", rand::rng().random::<u128>());
+        let value = format!("{:032x}", rng.random::<u128>());
         reporter.report(
-            generation,
+            stamp.generation(),
             [(What::Token { number, value }, monotonic_ns())],
         )?;
         std::thread::sleep(TOKEN_INTERVAL);
@@ -207,32 +210,33 @@ fn token_server(reporter: &Reporter) -> Result<()> {
 }
 
 fn orchestrator(reporter: &Reporter) -> Result<()> {
-    let node = open_tracked()?;
+    let watcher = open_tracked()?;
     reporter.started(true)?;
     loop {
-        poll(&mut [PollFd::new(&node, PollFlags::IN)], None)?;
+        let change = watcher.wait()?;
         let noticed = monotonic_ns();
-        let generation = node.read()?;
-        acknowledge(&node, generation)?;
-        let acknowledged = monotonic_ns();
-        match node.wait_for_everybody(PATIENCE_MS) {
-            Ok(()) => {
+        let acknowledged = Cell::new(noticed);
+        let settlement = Orchestrator::pause_and_resume(
+            change,
+            Some(PATIENCE),
+            |_| {
+                // It has nothing to rebuild, so this is when it acknowledges.
+                acknowledged.set(monotonic_ns());
+                anyhow::Ok(())
+            },
+            |generation| {
                 let events = [
                     (What::Noticed, noticed),
-                    (What::Acknowledged, acknowledged),
+                    (What::Acknowledged, acknowledged.get()),
                     (What::EverybodyDone, monotonic_ns()),
                 ];
-                reporter.report(generation, events)?;
-            }
-            // Outdated by another change; the loop begins again with that.
-            Err(Errno::INTR) => {}
-            Err(Errno::TIME) => {
-                let count = node.outdated_watchers()?;
-                let reason =
-                    format!("{count} watchers have not acknowledged generation {generation}");
-                reporter.report(generation, [(What::Failed { reason }, monotonic_ns())])?;
-            }
-            Err(error) => return Err(error).context("cannot wait for everybody"),
+                reporter.report(generation, events)
+            },
+        )?;
+        if let Settlement::TimedOut { outdated } = settlement {
+            let reason = format!("{outdated} watchers have not acknowledged");
+            let generation = watcher.generation()?;
+            reporter.report(generation, [(What::Failed { reason }, monotonic_ns())])?;
         }
     }
 }

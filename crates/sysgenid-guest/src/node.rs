@@ -18,9 +18,6 @@ use rustix::mm::MapFlags;
 use rustix::mm::ProtFlags;
 use sysgenid_core::abi;
 
-/// The node of programs that others wait for.
-pub(crate) const TRACKED_NODE: &str = "/dev/vmgenid";
-
 /// The node of programs that only look.
 pub(crate) const UNTRACKED_NODE: &str = "/dev/sysgenid";
 

@@ -31,6 +31,10 @@ pub(crate) fn print(unprotected: &Scene, protected: &Scene) {
     println!("\n== With {front_end} ==");
     for clone in &protected.clones {
         print_timeline(clone, front_end);
+        println!(
+            "\nWhat sysgenctl says there:\n\n{}",
+            clone.status.trim_end()
+        );
     }
     println!("\nThe tokens of both clones:");
     print_tokens(&protected.token_pairs());

@@ -73,6 +73,8 @@ pub(crate) struct Clone {
     pub(crate) events: Vec<Event>,
     /// What its kernel did since.
     pub(crate) trace: Vec<TraceEvent>,
+    /// What `sysgenctl` says of it, where it is served.
+    pub(crate) status: String,
 }
 
 /// A token that both clones handed out under the same number.
@@ -305,7 +307,13 @@ impl Clone {
         events.retain(|event| event.monotonic_ns >= start);
         events.sort_by_key(|event| event.monotonic_ns);
         trace.retain(|event| event.monotonic_ns >= start);
+        let status = if source.is_served {
+            vm.run("sysgenctl status && echo && sysgenctl watchers", PATIENCE)?
+        } else {
+            String::new()
+        };
         let clone = Self {
+            status,
             name: name.to_owned(),
             resumed: source.stopped,
             resumed_by_itself,
@@ -356,10 +364,13 @@ impl Clone {
     }
 }
 
+/// Waits until everybody has dealt with the change, as an operator would. Whoever is missing is reported later, with
+/// everything else.
 fn await_everybody(vm: &mut Vm) -> Result<()> {
+    let seconds = PATIENCE.as_secs();
+    vm.outcome(&format!("sysgenctl wait --timeout {seconds}"), PATIENCE * 2)?;
     for (program, text) in [(ORCHESTRATOR, "everybody-done"), (MAPPER, "noticed")] {
         let report = cast::report_of(program);
-        // Whoever is missing is reported later, with everything else.
         vm.outcome(
             &format!("sysgenid-guest await {} {text}", report.display()),
             PATIENCE,

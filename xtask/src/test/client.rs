@@ -73,7 +73,7 @@ fn on_this_machine(context: &Context<'_>, passthrough: bool) -> Result<()> {
                 &context.cache.log(&format!("{program}-{node}"))?,
                 daemon
                     .command(program)
-                    .arg("--ignored")
+                    .args(["--ignored", "--test-threads=1"])
                     .env("SYSGENID_PATH", daemon.file(node))
                     .env("SYSGENIDD", programs.file(programs::DAEMON))
                     .env("SYSGENCTL", programs.file(programs::COMMAND_LINE)),
@@ -90,7 +90,7 @@ fn on_the_module(context: &Context<'_>) -> Result<()> {
             let outcome = guest.outcome(
                 &format!(
                     "SYSGENID_PATH=/dev/{node} SYSGENIDD=/bin/{daemon} SYSGENCTL=/bin/{command_line} \
-                     {program} --ignored",
+                     {program} --ignored --test-threads=1",
                     daemon = programs::DAEMON,
                     command_line = programs::COMMAND_LINE,
                 ),
@@ -135,7 +135,7 @@ fn examples(context: &Context<'_>) -> Result<()> {
             .current_dir(context.cache.repository())
             .args(["test", "--package", package, "--manifest-path"])
             .arg(context.cache.repository().join("Cargo.toml"))
-            .args(["--", "--ignored"])
+            .args(["--", "--ignored", "--test-threads=1"])
             .env("SYSGENID_PATH", daemon.file("sysgenid"));
         progress::run_logged(
             &format!("run the examples of {package}"),
