@@ -19,7 +19,7 @@ use sysgenid::Error;
 use sysgenid::Generation;
 use sysgenid::Orchestrator;
 use sysgenid::Probe;
-use sysgenid::Settlement;
+use sysgenid::Resumption;
 use sysgenid::SnapSafeRng;
 use sysgenid::Tracking;
 use sysgenid::Watcher;
@@ -216,7 +216,7 @@ fn orchestrator(reporter: &Reporter) -> Result<()> {
         let change = watcher.wait()?;
         let noticed = monotonic_ns();
         let acknowledged = Cell::new(noticed);
-        let settlement = Orchestrator::pause_and_resume(
+        let end = Orchestrator::pause_and_resume(
             change,
             Some(PATIENCE),
             |_| {
@@ -233,10 +233,12 @@ fn orchestrator(reporter: &Reporter) -> Result<()> {
                 reporter.report(generation, events)
             },
         )?;
-        if let Settlement::TimedOut { outdated } = settlement {
+        if let Resumption::TimedOut { outdated, waiting } = end {
             let reason = format!("{outdated} watchers have not acknowledged");
-            let generation = watcher.generation()?;
-            reporter.report(generation, [(What::Failed { reason }, monotonic_ns())])?;
+            reporter.report(
+                waiting.generation(),
+                [(What::Failed { reason }, monotonic_ns())],
+            )?;
         }
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What the demo's programs report, one JSON object a line.
+//! What programs in guests report, one JSON object a line.
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -47,4 +47,19 @@ pub enum What {
         /// Why not.
         reason: String,
     },
+}
+
+/// How a program that looks before each use learned of a restore.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Sighting {
+    /// When it saw that something had changed, on the guest's `CLOCK_MONOTONIC`, in nanoseconds.
+    pub seen_ns: u64,
+    /// The generation at that moment: the old one, if the hypervisor's page was faster.
+    pub seen_in_generation: u32,
+    /// When it drew its new secret.
+    pub drawn_ns: u64,
+    /// The generation for which it did.
+    pub drawn_in_generation: u32,
+    /// The secret, in hexadecimal.
+    pub drawn: String,
 }

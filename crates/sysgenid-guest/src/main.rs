@@ -54,6 +54,8 @@ enum Program {
     Churn { node: String, rounds: u32 },
     /// Draw random bytes as soon as the generation changes
     DrawOnChange { node: String },
+    /// Look by a probe until the machine was restored, and draw random bytes when it is time to
+    Look,
     /// Print the kernel's uevents of the nodes
     Uevents,
     /// Make the ioctls as a 32-bit program does
@@ -92,6 +94,7 @@ fn main() -> Result<()> {
         Program::Exercise { node } => probes::exercise(&node),
         Program::Churn { node, rounds } => probes::churn(&node, rounds),
         Program::DrawOnChange { node } => probes::draw_on_change(&node),
+        Program::Look => probes::look(),
         Program::Uevents => probes::uevents(),
         Program::Compat { node } => probes::compat(&node),
         Program::Bench {

@@ -16,8 +16,11 @@ use rustix::net::SocketFlags;
 use rustix::net::SocketType;
 use rustix::net::netlink;
 use rustix::net::netlink::SocketAddrNetlink;
+use sysgenid::Probe;
 use sysgenid_core::abi;
+use sysgenid_guest::event::Sighting;
 
+use crate::clock::monotonic_ns;
 use crate::compat;
 use crate::node::Node;
 use crate::node::Page;
@@ -108,9 +111,42 @@ pub(crate) fn draw_on_change(path: &str) -> Result<()> {
     let mut drawn = [0; 32];
     rustix::rand::getrandom(&mut drawn, rustix::rand::GetRandomFlags::empty())?;
     node.acknowledge(generation)?;
-    let hexadecimal: String = drawn.iter().map(|byte| format!("{byte:02x}")).collect();
-    println!("drew {hexadecimal}");
+    println!("drew {}", hexadecimal(&drawn));
     Ok(())
+}
+
+/// Looks by a probe until the machine was restored, as a program does before each use of a secret, and draws a new secret.
+/// Prints `ready` and the vmclock device that the probe has, then a [`Sighting`].
+pub(crate) fn look() -> Result<()> {
+    let probe = Probe::open()?;
+    let before = probe.stamp();
+    match probe.vmclock() {
+        Some(path) => println!("ready, with {}", path.display()),
+        None => println!("ready, without a vmclock"),
+    }
+    std::io::stdout().flush()?;
+    while !probe.has_changed(&before) {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    let seen_ns = monotonic_ns();
+    let seen_in_generation = probe.generation().get();
+    let after = probe.stamp_for_rebuild(&before);
+    let drawn_ns = monotonic_ns();
+    let mut drawn = [0; 16];
+    rustix::rand::getrandom(&mut drawn, rustix::rand::GetRandomFlags::empty())?;
+    let sighting = Sighting {
+        seen_ns,
+        seen_in_generation,
+        drawn_ns,
+        drawn_in_generation: after.generation().get(),
+        drawn: hexadecimal(&drawn),
+    };
+    println!("{}", serde_json::to_string(&sighting)?);
+    Ok(())
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Prints the kernel's uevents of our nodes, one a line, until it is killed. Prints `ready` first.

@@ -46,9 +46,20 @@ pub enum Others {
     TimedOut {
         /// So many tracked watchers have not acknowledged.
         outdated: u32,
+        /// With what to wait on.
+        waiting: Waiting,
     },
     /// The machine was restored once more, so the caller has to deal with that first.
     ChangedAgain(Change),
+}
+
+/// A change that its watcher has acknowledged, and not all others have.
+///
+/// It keeps the watcher open. Dropped, nothing is lost: the watcher is told of the next change all the same.
+#[derive(Debug)]
+pub struct Waiting {
+    watcher: Arc<Inner>,
+    generation: Generation,
 }
 
 impl Change {
@@ -111,29 +122,75 @@ impl Change {
         }
     }
 
+    /// The same where the rebuild is to be awaited.
+    ///
+    /// It may be cancelled at any time: then nothing is acknowledged, and the watcher is told of the change again.
+    ///
+    /// # Errors
+    ///
+    /// As [`rebuild`](Self::rebuild).
+    pub async fn rebuild_async<E: From<Error>, F: Future<Output = Result<(), E>>>(
+        self,
+        mut rebuild: impl FnMut(Generation) -> F,
+    ) -> Result<Generation, E> {
+        let mut change = self;
+        loop {
+            let generation = change.generation;
+            rebuild(generation).await?;
+            match change.acknowledge()? {
+                Acknowledged::Current => return Ok(generation),
+                Acknowledged::ChangedAgain(newer) => change = newer,
+            }
+        }
+    }
+
     /// Acknowledges, and waits until every other tracked watcher has acknowledged too; for ever without a time-out.
     ///
     /// # Errors
     ///
     /// [`Error::Gone`], [`Error::Io`].
     pub fn acknowledge_and_wait(self, timeout: Option<Duration>) -> Result<Others, Error> {
-        let watcher = Arc::clone(&self.watcher);
-        if let Acknowledged::ChangedAgain(newer) = self.acknowledge()? {
-            return Ok(Others::ChangedAgain(newer));
+        let (watcher, generation) = (Arc::clone(&self.watcher), self.generation);
+        match self.acknowledge()? {
+            Acknowledged::Current => Waiting {
+                watcher,
+                generation,
+            }
+            .wait(timeout),
+            Acknowledged::ChangedAgain(newer) => Ok(Others::ChangedAgain(newer)),
         }
+    }
+}
+
+impl Waiting {
+    /// The generation that was acknowledged.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Waits until every other tracked watcher has acknowledged too; for ever without a time-out.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Gone`], [`Error::Io`].
+    pub fn wait(self, timeout: Option<Duration>) -> Result<Others, Error> {
         let deadline = Deadline::after(timeout);
+        let node = self.watcher.node();
         loop {
-            match watcher.node().wait_watchers(deadline.left())? {
+            match node.wait_watchers(deadline.left())? {
                 Waited::Everybody => return Ok(Others::Settled),
                 Waited::TimedOut => {
+                    let outdated = node.outdated_watchers()?;
                     return Ok(Others::TimedOut {
-                        outdated: watcher.node().outdated_watchers()?,
+                        outdated,
+                        waiting: self,
                     });
                 }
                 // By a change, or else by a signal.
                 Waited::Interrupted => {
-                    if let Some(generation) = watcher.node().read()? {
-                        return Ok(Others::ChangedAgain(Self::new(watcher, generation)));
+                    if let Some(generation) = node.read()? {
+                        let change = Change::new(Arc::clone(&self.watcher), generation);
+                        return Ok(Others::ChangedAgain(change));
                     }
                 }
             }

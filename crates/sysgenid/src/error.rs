@@ -154,6 +154,11 @@ impl Error {
     pub fn is_absent(&self) -> bool {
         matches!(self, Self::NoNode { .. } | Self::KernelTooOld { .. })
     }
+
+    /// Whether whoever served the node has gone.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Gone { .. })
+    }
 }
 
 fn is_too_old(release: &str) -> bool {

@@ -21,11 +21,11 @@ mod uuid;
 mod vmclock;
 mod watcher;
 
-pub use change::{Acknowledged, Change, Others};
+pub use change::{Acknowledged, Change, Others, Waiting};
 pub use error::{Access, Error};
-pub use guarded::{Guarded, Ref};
+pub use guarded::{Guarded, Owned, Ref};
 pub use node::{PATH_VARIABLE, PATHS};
-pub use orchestrator::{Orchestrator, Settlement};
+pub use orchestrator::{Orchestrator, Resumption, Settlement};
 pub use probe::{Probe, Stamp};
 #[cfg(feature = "rand")]
 pub use rng::{ReseedError, SnapSafeRng};

@@ -21,6 +21,9 @@ pub const PATHS: [&str; 2] = ["/dev/sysgenid", "/dev/vmgenid"];
 
 /// The environment variable with the path of the node to use instead. A program that runs with more rights than
 /// whoever started it (set-user-ID, file capabilities) does not look at it.
+///
+/// It is for this library alone. AWS-LC, for one, always looks at `/dev/sysgenid`: keys that are drawn from it at the
+/// word of a node elsewhere come from a generator that knows nothing of the change.
 pub const PATH_VARIABLE: &str = "SYSGENID_PATH";
 
 /// An open node.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sysgenid_core::Generation;
 
-use crate::change::{Change, Others};
+use crate::change::{Change, Others, Waiting};
 use crate::deadline::Deadline;
 use crate::error::{Access, Error};
 use crate::node::{Node, Waited};
@@ -46,6 +46,21 @@ pub enum Settlement {
     TimedOut {
         /// So many tracked watchers have not acknowledged.
         outdated: u32,
+    },
+}
+
+/// How a service that pauses at a change went on.
+#[derive(Debug)]
+#[must_use = "the service may still be paused"]
+pub enum Resumption {
+    /// It was resumed, in this generation.
+    Resumed(Generation),
+    /// The time is over, and it is still paused.
+    TimedOut {
+        /// So many tracked watchers have not acknowledged.
+        outdated: u32,
+        /// With what to wait on, by [`Orchestrator::resume`].
+        waiting: Waiting,
     },
 }
 
@@ -159,8 +174,8 @@ impl Orchestrator {
     ///
     /// `pause` stops serving, and rebuilds. It is called again, with the new generation, if the machine is restored
     /// once more meanwhile, so it must do no harm twice. `resume` is called once, when all tracked watchers have
-    /// acknowledged the generation that it gets. When the time is over it is not called: the service stays
-    /// paused, and the caller decides.
+    /// acknowledged the generation that it gets. When the time is over it is not called: the service stays paused, and
+    /// the caller decides; [`resume`](Self::resume) goes on waiting.
     ///
     /// # Errors
     ///
@@ -171,19 +186,19 @@ impl Orchestrator {
     ///
     /// ```no_run
     /// use std::time::Duration;
-    /// use sysgenid::{Orchestrator, Settlement, Tracking, Watcher};
+    /// use sysgenid::{Error, Generation, Orchestrator, Resumption, Tracking, Watcher};
     ///
-    /// # fn main() -> Result<(), sysgenid::Error> {
+    /// # fn main() -> Result<(), Error> {
+    /// let pause = |_generation| { /* stop accepting; draw new keys */ Ok::<_, Error>(()) };
+    /// let resume = |_generation| { /* accept again */ Ok::<_, Error>(()) };
+    /// let patience = Some(Duration::from_secs(30));
+    ///
     /// let watcher = Watcher::open(Tracking::Tracked)?;
     /// loop {
-    ///     let settlement = Orchestrator::pause_and_resume(
-    ///         watcher.wait()?,
-    ///         Some(Duration::from_secs(30)),
-    ///         |_generation| { /* stop accepting; draw new keys */ Ok::<_, sysgenid::Error>(()) },
-    ///         |_generation| { /* accept again */ Ok(()) },
-    ///     )?;
-    ///     if let Settlement::TimedOut { outdated } = settlement {
+    ///     let mut end = Orchestrator::pause_and_resume(watcher.wait()?, patience, pause, resume)?;
+    ///     while let Resumption::TimedOut { outdated, waiting } = end {
     ///         eprintln!("{outdated} watchers have not acknowledged: not serving");
+    ///         end = Orchestrator::resume(waiting, patience, pause, resume)?;
     ///     }
     /// }
     /// # }
@@ -193,19 +208,53 @@ impl Orchestrator {
         timeout: Option<Duration>,
         mut pause: impl FnMut(Generation) -> Result<(), E>,
         resume: impl FnOnce(Generation) -> Result<(), E>,
-    ) -> Result<Settlement, E> {
+    ) -> Result<Resumption, E> {
         let deadline = Deadline::after(timeout);
-        let mut change = change;
-        loop {
-            let generation = change.generation();
-            pause(generation)?;
-            match change.acknowledge_and_wait(deadline.left())? {
-                Others::Settled => {
-                    resume(generation)?;
-                    return Ok(Settlement::Settled(generation));
-                }
-                Others::TimedOut { outdated } => return Ok(Settlement::TimedOut { outdated }),
-                Others::ChangedAgain(newer) => change = newer,
+        let generation = change.generation();
+        pause(generation)?;
+        let others = change.acknowledge_and_wait(deadline.left())?;
+        go_on(generation, others, deadline, pause, resume)
+    }
+
+    /// Goes on after a [`Resumption::TimedOut`].
+    ///
+    /// # Errors
+    ///
+    /// As [`pause_and_resume`](Self::pause_and_resume).
+    pub fn resume<E: From<Error>>(
+        waiting: Waiting,
+        timeout: Option<Duration>,
+        pause: impl FnMut(Generation) -> Result<(), E>,
+        resume: impl FnOnce(Generation) -> Result<(), E>,
+    ) -> Result<Resumption, E> {
+        let deadline = Deadline::after(timeout);
+        let generation = waiting.generation();
+        let others = waiting.wait(deadline.left())?;
+        go_on(generation, others, deadline, pause, resume)
+    }
+}
+
+/// What a service does once it has acknowledged a generation and knows of the others.
+fn go_on<E: From<Error>>(
+    mut generation: Generation,
+    mut others: Others,
+    deadline: Deadline,
+    mut pause: impl FnMut(Generation) -> Result<(), E>,
+    resume: impl FnOnce(Generation) -> Result<(), E>,
+) -> Result<Resumption, E> {
+    loop {
+        match others {
+            Others::Settled => {
+                resume(generation)?;
+                return Ok(Resumption::Resumed(generation));
+            }
+            Others::TimedOut { outdated, waiting } => {
+                return Ok(Resumption::TimedOut { outdated, waiting });
+            }
+            Others::ChangedAgain(newer) => {
+                generation = newer.generation();
+                pause(generation)?;
+                others = newer.acknowledge_and_wait(deadline.left())?;
             }
         }
     }

@@ -194,7 +194,12 @@ impl Probe {
     /// Usually this returns at once. Where the hypervisor's own word came first, by vmclock, the kernel has not
     /// reseeded its generator yet, and two clones that draw from it now draw the same: then this sleeps until the
     /// generation has changed as well, which is the notice that the reseed is done. It does so for a second at
-    /// most, for a machine on which nobody bumps the generation.
+    /// most, for a machine on which nobody bumps the generation. In an asynchronous program call it where a thread may
+    /// block.
+    ///
+    /// It cannot tell one restore from two. If nobody has looked between them, and the notice of the second is still
+    /// to come, it returns at once; then the generation changes again when that notice comes, and whatever was made
+    /// meanwhile is made anew.
     pub fn stamp_for_rebuild(&self, since: &Stamp) -> Stamp {
         let deadline = Instant::now() + NOTICE_LIMIT;
         loop {

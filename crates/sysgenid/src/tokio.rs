@@ -2,41 +2,38 @@
 
 //! Watching from tasks of tokio.
 
+use std::fmt;
 use std::io;
 use std::path::Path;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_core::Stream;
 use tokio::io::unix::AsyncFd;
 
 use crate::change::Change;
+use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::sys::reactor;
-use crate::watcher::{Tracking, Watcher};
+use crate::watcher::{Attempts, Tracking, Watcher};
 
 /// A [`Watcher`] for tasks of tokio.
 ///
-/// An acknowledgement is a short system call, so [`Change`] is the same as without tokio. To rebuild may take longer:
-/// await it, then acknowledge.
+/// An acknowledgement is a short system call, so [`Change`] is the same as without tokio. To rebuild may take longer, and
+/// [`Change::rebuild_async`] awaits it.
 ///
 /// # Example
 ///
 /// ```no_run
-/// use sysgenid::{Acknowledged, AsyncWatcher, Tracking};
+/// use sysgenid::{AsyncWatcher, Error, Tracking};
 ///
-/// # async fn rebuild_secrets() {}
-/// # async fn watch() -> Result<(), sysgenid::Error> {
+/// # async fn rebuild_secrets() -> Result<(), Error> { Ok(()) }
+/// # async fn watch() -> Result<(), Error> {
 /// let watcher = AsyncWatcher::open(Tracking::Tracked)?;
 /// loop {
-///     let mut change = watcher.changed().await?;
-///     loop {
-///         rebuild_secrets().await;
-///         match change.acknowledge()? {
-///             Acknowledged::Current => break,
-///             Acknowledged::ChangedAgain(newer) => change = newer,
-///         }
-///     }
+///     let change = watcher.changed().await?;
+///     change.rebuild_async(|_generation| rebuild_secrets()).await?;
 /// }
 /// # }
 /// ```
@@ -101,7 +98,7 @@ impl AsyncWatcher {
         loop {
             let mut guard = self
                 .0
-                .readable()
+                .ready(reactor::INTEREST)
                 .await
                 .map_err(|source| self.lost(source))?;
             match self.watcher().try_changed()? {
@@ -111,29 +108,36 @@ impl AsyncWatcher {
         }
     }
 
+    /// As [`Watcher::reconnect`], without blocking.
+    ///
+    /// # Errors
+    ///
+    /// As [`Watcher::reconnect`].
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime of tokio whose time is enabled.
+    pub async fn reconnect(&mut self, timeout: Option<Duration>) -> Result<Change, Error> {
+        let mut attempts = Attempts::until(Deadline::after(timeout));
+        let watcher = loop {
+            match attempts.open(self.watcher())? {
+                Ok(watcher) => break watcher,
+                Err(pause) => tokio::time::sleep(pause).await,
+            }
+        };
+        *self = Self::new(watcher)?;
+        self.watcher().unknown_change()
+    }
+
     /// The changes as a stream, which ends after an error. The change that it yields is to be acknowledged before the
     /// next one is asked for; else it is the same one again, at once.
     pub fn into_stream(self) -> Changes {
-        Changes(Some(self))
+        Changes(Some(wait(self)))
     }
 
     /// The watcher itself.
     pub fn watcher(&self) -> &Watcher {
         self.0.get_ref()
-    }
-
-    /// The same for one task alone: only the one that asked last is woken.
-    fn poll_changed(&self, context: &mut Context<'_>) -> Poll<Result<Change, Error>> {
-        loop {
-            let mut guard = match ready!(self.0.poll_read_ready(context)) {
-                Ok(guard) => guard,
-                Err(source) => return Poll::Ready(Err(self.lost(source))),
-            };
-            match self.watcher().try_changed()? {
-                Some(change) => return Poll::Ready(Ok(change)),
-                None => guard.clear_ready(),
-            }
-        }
     }
 
     fn lost(&self, source: io::Error) -> Error {
@@ -153,20 +157,35 @@ impl From<AsyncWatcher> for Watcher {
 }
 
 /// The changes that a watcher is told of; see [`AsyncWatcher::into_stream`].
-#[derive(Debug)]
-pub struct Changes(Option<AsyncWatcher>);
+pub struct Changes(Option<Waiting>);
+
+/// The wait for the next change, which hands the watcher back.
+type Waiting = Pin<Box<dyn Future<Output = (AsyncWatcher, Result<Change, Error>)> + Send>>;
+
+fn wait(watcher: AsyncWatcher) -> Waiting {
+    Box::pin(async {
+        let result = watcher.changed().await;
+        (watcher, result)
+    })
+}
 
 impl Stream for Changes {
     type Item = Result<Change, Error>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let Some(watcher) = &self.0 else {
+        let Some(waiting) = &mut self.0 else {
             return Poll::Ready(None);
         };
-        let result = ready!(watcher.poll_changed(context));
-        if result.is_err() {
-            self.0 = None;
-        }
+        let Poll::Ready((watcher, result)) = waiting.as_mut().poll(context) else {
+            return Poll::Pending;
+        };
+        self.0 = result.is_ok().then(|| wait(watcher));
         Poll::Ready(Some(result))
+    }
+}
+
+impl fmt::Debug for Changes {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Changes").finish_non_exhaustive()
     }
 }

@@ -16,9 +16,6 @@ use crate::deadline::Deadline;
 use crate::error::{Access, Error};
 use crate::node::Node;
 
-/// The longest pause between two attempts to find a node that has vanished.
-const MOST_PATIENCE: Duration = Duration::from_secs(1);
-
 /// Whether others wait for a watcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tracking {
@@ -188,22 +185,57 @@ impl Watcher {
     /// [`Error::NoNode`] or [`Error::Gone`] if the node is not back in time; [`Error::NoPermission`],
     /// [`Error::NotANode`], [`Error::Io`].
     pub fn reconnect(&mut self, timeout: Option<Duration>) -> Result<Change, Error> {
-        let deadline = Deadline::after(timeout);
-        let mut pause = Duration::from_millis(10);
+        let mut attempts = Attempts::until(Deadline::after(timeout));
         *self = loop {
-            match Self::open_at(self.path(), self.tracking()) {
-                Err(error) if error.is_absent() || matches!(error, Error::Gone { .. }) => {
-                    if deadline.is_over() {
-                        return Err(error);
-                    }
-                    std::thread::sleep(deadline.left().map_or(pause, |left| pause.min(left)));
-                    pause = (pause * 2).min(MOST_PATIENCE);
-                }
-                opened => break opened?,
+            match attempts.open(self)? {
+                Ok(watcher) => break watcher,
+                Err(pause) => std::thread::sleep(pause),
             }
         };
+        self.unknown_change()
+    }
+
+    /// What stands for all that may have happened before this watcher was opened.
+    pub(crate) fn unknown_change(&self) -> Result<Change, Error> {
         let generation = self.generation()?;
         Ok(Change::new(Arc::clone(&self.0), generation))
+    }
+}
+
+/// The attempts to find a node again that has vanished, with longer and longer pauses.
+pub(crate) struct Attempts {
+    deadline: Deadline,
+    pause: Duration,
+}
+
+impl Attempts {
+    const FIRST_PAUSE: Duration = Duration::from_millis(10);
+    const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+    pub(crate) fn until(deadline: Deadline) -> Self {
+        Self {
+            deadline,
+            pause: Self::FIRST_PAUSE,
+        }
+    }
+
+    /// One attempt: another watcher in the place of one, or how long to wait before the next attempt. It fails if
+    /// there is no time for another one, or if it would be of no use.
+    pub(crate) fn open(&mut self, gone: &Watcher) -> Result<Result<Watcher, Duration>, Error> {
+        match Watcher::open_at(gone.path(), gone.tracking()) {
+            Err(error) if error.is_absent() || error.is_gone() => {
+                if self.deadline.is_over() {
+                    return Err(error);
+                }
+                let pause = self.pause;
+                self.pause = (pause * 2).min(Self::LONGEST_PAUSE);
+                Ok(Err(self
+                    .deadline
+                    .left()
+                    .map_or(pause, |left| pause.min(left))))
+            }
+            opened => opened.map(Ok),
+        }
     }
 }
 

@@ -28,7 +28,15 @@ use crate::probe::{Probe, Stamp};
 /// # What is kept
 ///
 /// Each thread keeps the value that it used last, for speed. So an old value is dropped when every thread that had
-/// it has called again, or when the `Guarded` is dropped. It is never *returned* again after a change.
+/// it has called again, or when the `Guarded` is dropped: an idle thread of a pool keeps it for as long as it is idle.
+/// It is never *returned* again after a change. Whoever must see to it that old keys are wiped uses
+/// [`get_owned`](Guarded::get_owned) alone, which keeps nothing for a thread.
+///
+/// # In asynchronous programs
+///
+/// A [`Ref`] cannot be kept across an `await`; an [`Owned`] can. Where the value must be rebuilt, `get` blocks the
+/// thread for as long as that takes, and for up to a second more on a machine with a vmclock device
+/// ([`Probe::stamp_for_rebuild`]). That happens once a restore.
 ///
 /// # Example
 ///
@@ -59,6 +67,15 @@ struct Cached<T> {
     value: Arc<T>,
 }
 
+impl<T> Clone for Cached<T> {
+    fn clone(&self) -> Self {
+        Self {
+            stamp: self.stamp,
+            value: Arc::clone(&self.value),
+        }
+    }
+}
+
 impl<T: Send + Sync> Guarded<T> {
     /// A value that `rebuild` makes for each generation, which it is told.
     ///
@@ -76,10 +93,10 @@ impl<T: Send + Sync> Guarded<T> {
         }
     }
 
-    /// The same to keep for longer, or across an `await`. It does not change any more; a value that is kept must be
-    /// checked by [`Ref::is_current`] or fetched again.
-    pub fn get_shared(&self) -> Arc<T> {
-        match self.try_get_shared() {
+    /// The same to keep for longer, in another thread or across an `await`. It does not change any more, so one that is
+    /// kept is to be checked by [`Owned::is_current`] before use.
+    pub fn get_owned(&self) -> Owned<T> {
+        match self.try_get_owned() {
             Ok(value) => value,
             Err(never) => match never {},
         }
@@ -115,13 +132,17 @@ impl<T: Send + Sync, E> Guarded<T, E> {
         }
     }
 
-    /// As [`get_shared`](Guarded::get_shared).
+    /// As [`get_owned`](Guarded::get_owned).
     ///
     /// # Errors
     ///
     /// As [`try_get`](Self::try_get).
-    pub fn try_get_shared(&self) -> Result<Arc<T>, E> {
-        Ok(self.shared.current()?.1)
+    pub fn try_get_owned(&self) -> Result<Owned<T>, E> {
+        let (stamp, value) = self.shared.current()?;
+        Ok(Owned {
+            cached: Cached { stamp, value },
+            probe: self.probe().clone(),
+        })
     }
 
     /// The probe that is asked.
@@ -193,6 +214,11 @@ impl<T> Ref<'_, T> {
         self.cached().stamp.generation()
     }
 
+    /// What the probe saw when the value was made.
+    pub fn stamp(&self) -> Stamp {
+        self.cached().stamp
+    }
+
     #[inline]
     fn cached(&self) -> &Cached<T> {
         match &self.value {
@@ -212,6 +238,54 @@ impl<T> Deref for Ref<'_, T> {
 }
 
 impl<T: fmt::Debug> fmt::Debug for Ref<'_, T> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(formatter)
+    }
+}
+
+/// The value of a [`Guarded`], to be kept for as long as one likes.
+pub struct Owned<T> {
+    cached: Cached<T>,
+    probe: Probe,
+}
+
+impl<T> Owned<T> {
+    /// Whether the machine is still in the generation that the value was made for; see [`Ref::is_current`].
+    #[inline]
+    pub fn is_current(&self) -> bool {
+        !self.probe.has_changed(&self.cached.stamp)
+    }
+
+    /// The generation that the value was made for.
+    pub fn generation(&self) -> Generation {
+        self.cached.stamp.generation()
+    }
+
+    /// What the probe saw when the value was made.
+    pub fn stamp(&self) -> Stamp {
+        self.cached.stamp
+    }
+}
+
+impl<T> Clone for Owned<T> {
+    fn clone(&self) -> Self {
+        Self {
+            cached: self.cached.clone(),
+            probe: self.probe.clone(),
+        }
+    }
+}
+
+impl<T> Deref for Owned<T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.cached.value
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Owned<T> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         (**self).fmt(formatter)
     }
@@ -241,13 +315,13 @@ mod tests {
         let (guarded, made) = counted(&machine);
         assert_eq!(made.load(Ordering::Relaxed), 0);
         assert_eq!(
-            (*guarded.get(), *guarded.get(), *guarded.get_shared()),
+            (*guarded.get(), *guarded.get(), *guarded.get_owned()),
             (1, 1, 1)
         );
         machine.restore();
         machine.restore();
         assert_eq!(
-            (*guarded.get(), *guarded.get(), *guarded.get_shared()),
+            (*guarded.get(), *guarded.get(), *guarded.get_owned()),
             (2, 2, 2)
         );
     }
@@ -260,9 +334,12 @@ mod tests {
         let old = guarded.get();
         assert!(old.is_current());
         machine.restore();
-        let new = guarded.get();
-        assert_eq!((*old, *new), (1, 2));
-        assert!(!old.is_current() && new.is_current());
+        let (new, owned) = (guarded.get(), guarded.get_owned());
+        assert_eq!((*old, *new, *owned), (1, 2, 2));
+        assert!(!old.is_current() && new.is_current() && owned.is_current());
+        assert_eq!(new.stamp(), owned.stamp());
+        let kept = std::thread::spawn(move || owned).join().unwrap();
+        assert_eq!((*kept, kept.generation().get()), (2, 1));
         assert_eq!((old.generation().get(), new.generation().get()), (0, 1));
         drop((old, new));
         assert_eq!(*guarded.get(), 2);
@@ -283,7 +360,7 @@ mod tests {
         let guarded = Arc::new(guarded);
         // In a thread that ends, so that nothing is kept for it.
         let other = Arc::clone(&guarded);
-        std::thread::spawn(move || drop(other.try_get_shared().unwrap()))
+        std::thread::spawn(move || drop(other.try_get_owned().unwrap()))
             .join()
             .unwrap();
         assert_eq!(Arc::strong_count(&value), 3);

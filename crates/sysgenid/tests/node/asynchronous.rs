@@ -94,7 +94,8 @@ async fn a_stream_yields_each_change_that_is_acknowledged_in_time() {
         let acknowledged = change
             .unwrap()
             .unwrap()
-            .rebuild(|_| Ok::<_, Error>(()))
+            .rebuild_async(async |_| Ok::<_, Error>(()))
+            .await
             .unwrap();
         assert_eq!(acknowledged, generation);
         machine.assert_outdated(0);

@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use sysgenid::{Error, Generation, Orchestrator, Settlement};
+use sysgenid::{Error, Generation, Orchestrator, Resumption, Settlement};
 
 use crate::machine::{Machine, PATIENCE, QUIET, acknowledge, tracked};
 
@@ -55,7 +55,7 @@ fn a_service_resumes_when_all_others_are_done_and_pauses_again_for_a_change_in_t
     machine.bump();
     let mut events = Vec::new();
     let resumed = std::cell::Cell::new(None);
-    let settlement = Orchestrator::pause_and_resume(
+    let end = Orchestrator::pause_and_resume(
         service.wait().unwrap(),
         Some(PATIENCE),
         |generation| {
@@ -74,23 +74,51 @@ fn a_service_resumes_when_all_others_are_done_and_pauses_again_for_a_change_in_t
     )
     .unwrap();
     let latest = machine.orchestrator().generation().unwrap();
-    assert_eq!(settlement, Settlement::Settled(latest));
+    assert!(
+        matches!(end, Resumption::Resumed(generation) if generation == latest),
+        "{end:?}"
+    );
     assert_eq!(events.len(), 2);
     assert_eq!(resumed.get(), Some(latest));
 }
 
 #[test]
 #[ignore = "needs a node"]
-fn a_service_stays_paused_while_others_are_late() {
+fn a_service_stays_paused_while_others_are_late_and_can_wait_on() {
     let machine = Machine::new();
-    let (service, _late) = (tracked(), tracked());
+    let (service, late) = (tracked(), tracked());
     machine.bump();
-    let settlement = Orchestrator::pause_and_resume(
+    let end = Orchestrator::pause_and_resume(
         service.wait().unwrap(),
         Some(QUIET),
         |_| Ok::<_, Error>(()),
         |_| panic!("it must not resume"),
     )
     .unwrap();
-    assert_eq!(settlement, Settlement::TimedOut { outdated: 1 });
+    let Resumption::TimedOut {
+        outdated: 1,
+        waiting,
+    } = end
+    else {
+        panic!("{end:?}");
+    };
+    // It goes on as if it had waited all the time: here through one more change.
+    let latest = machine.bump();
+    let mut paused = Vec::new();
+    let end = Orchestrator::resume(
+        waiting,
+        Some(PATIENCE),
+        |generation| {
+            paused.push(generation);
+            acknowledge(&late);
+            Ok::<_, Error>(())
+        },
+        |_| Ok(()),
+    )
+    .unwrap();
+    assert_eq!(paused, [latest]);
+    assert!(
+        matches!(end, Resumption::Resumed(generation) if generation == latest),
+        "{end:?}"
+    );
 }

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use sysgenid::{Acknowledged, Error, Orchestrator, Probe, Tracking, Watcher};
+use sysgenid::{Acknowledged, Orchestrator, Probe, Tracking, Watcher};
 use tempfile::TempDir;
 
 use crate::machine::PATIENCE;
@@ -83,11 +83,12 @@ fn a_watcher_is_told_that_its_server_has_gone() {
                 let waiting = scope.spawn(|| watcher.wait());
                 daemon.end(signal);
                 let error = waiting.join().unwrap().unwrap_err();
-                assert!(matches!(error, Error::Gone { .. }), "{signal:?}: {error}");
+                assert!(error.is_gone(), "{signal:?}: {error}");
             });
             let error = watcher.try_changed();
             assert!(
-                tracking == Tracking::Untracked || matches!(error, Err(Error::Gone { .. })),
+                tracking == Tracking::Untracked
+                    || error.as_ref().is_err_and(sysgenid::Error::is_gone),
                 "{error:?}"
             );
             drop(watcher);
@@ -111,10 +112,7 @@ fn a_watcher_goes_on_with_a_change_once_the_node_is_back() {
     let error = watcher
         .reconnect(Some(Duration::from_millis(50)))
         .unwrap_err();
-    assert!(
-        error.is_absent() || matches!(error, Error::Gone { .. }),
-        "{error}"
-    );
+    assert!(error.is_absent() || error.is_gone(), "{error}");
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| watcher.reconnect(Some(PATIENCE)).unwrap());
         daemon.child = Daemon::spawn(&daemon.folder);
@@ -151,11 +149,37 @@ fn an_orchestrator_says_that_the_server_has_gone() {
     daemon.end(Signal::INT);
     let started = Instant::now();
     let error = orchestrator.bump().unwrap_err();
-    assert!(matches!(error, Error::Gone { .. }), "{error}");
+    assert!(error.is_gone(), "{error}");
     let error = orchestrator.settle(Some(PATIENCE)).unwrap_err();
-    assert!(
-        error.is_absent() || matches!(error, Error::Gone { .. }),
-        "{error}"
-    );
+    assert!(error.is_absent() || error.is_gone(), "{error}");
     assert!(started.elapsed() < PATIENCE);
+}
+
+#[cfg(feature = "tokio")]
+#[tokio::test]
+#[ignore = "needs a daemon"]
+async fn a_task_is_told_that_the_server_has_gone_and_goes_on_when_it_is_back() {
+    use sysgenid::AsyncWatcher;
+    use tokio::time::timeout;
+
+    for tracking in [Tracking::Tracked, Tracking::Untracked] {
+        let mut daemon = Daemon::start();
+        let mut watcher = AsyncWatcher::open_at(daemon.node(), tracking).unwrap();
+        let (error, ()) = tokio::join!(timeout(PATIENCE, watcher.changed()), async {
+            // After the other one has been polled.
+            tokio::task::yield_now().await;
+            daemon.end(Signal::INT);
+        });
+        let error = error.unwrap().unwrap_err();
+        assert!(error.is_gone(), "{error}");
+        let (change, ()) = tokio::join!(watcher.reconnect(Some(PATIENCE)), async {
+            tokio::task::yield_now().await;
+            daemon.child = Daemon::spawn(&daemon.folder);
+        });
+        assert!(matches!(
+            change.unwrap().acknowledge().unwrap(),
+            Acknowledged::Current
+        ));
+        drop(watcher);
+    }
 }

@@ -28,7 +28,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use sysgenid::{Change, Generation, Orchestrator, Settlement, Tracking, Watcher};
+use sysgenid::{Generation, Orchestrator, Resumption, Settlement, Tracking, Watcher};
 
 fn main() -> Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -52,64 +52,29 @@ fn seconds(text: &str) -> Result<Duration> {
 
 fn serve(patience: Duration) -> Result<ExitCode> {
     let watcher = Watcher::open(Tracking::Tracked)?;
-    let orchestrator = Orchestrator::open()?;
     println!("ready");
     loop {
-        let mut change = Some(watcher.wait()?);
-        // Until everybody is done with the latest change. Whatever comes meanwhile, it stays paused.
-        while let Some(latest) = change.take() {
-            let paused_in = pause(latest, patience)?;
-            if let Some(paused_in) = paused_in {
-                change = wait_for_the_late(&watcher, &orchestrator, paused_in, patience)?;
-            }
+        let change = watcher.wait()?;
+        let mut end = Orchestrator::pause_and_resume(change, Some(patience), pause, resume)?;
+        // Whatever comes meanwhile, it stays paused until everybody is done with the latest change.
+        while let Resumption::TimedOut { outdated, waiting } = end {
+            let generation = waiting.generation();
+            println!("generation {generation}: {outdated} watchers are late, not serving");
+            end = Orchestrator::resume(waiting, Some(patience), pause, resume)?;
         }
     }
 }
 
-/// Pauses, and resumes if everybody else is done in time. If not, the generation that it is paused in.
-fn pause(change: Change, patience: Duration) -> Result<Option<Generation>> {
-    let mut paused_in = change.generation();
-    let settlement = Orchestrator::pause_and_resume(
-        change,
-        Some(patience),
-        |generation| -> Result<()> {
-            // Here a service stops accepting, ends its connections and draws new keys. It must do no harm twice.
-            println!("generation {generation}: paused and rebuilt");
-            paused_in = generation;
-            Ok(())
-        },
-        |generation| {
-            println!("generation {generation}: everybody is done, resumed");
-            Ok(())
-        },
-    )?;
-    Ok(match settlement {
-        Settlement::Settled(_) => None,
-        Settlement::TimedOut { outdated } => {
-            println!("generation {paused_in}: {outdated} watchers are late, not serving");
-            Some(paused_in)
-        }
-    })
+/// Here a service stops accepting, ends its connections and draws new keys. It must do no harm twice.
+fn pause(generation: Generation) -> Result<()> {
+    println!("generation {generation}: paused and rebuilt");
+    Ok(())
 }
 
-/// This change is acknowledged, so the watcher is not told of it again: wait on for the others. Returns the next change
-/// if that comes first.
-fn wait_for_the_late(
-    watcher: &Watcher,
-    orchestrator: &Orchestrator,
-    paused_in: Generation,
-    patience: Duration,
-) -> Result<Option<Change>> {
-    loop {
-        if let Some(change) = watcher.try_changed()? {
-            return Ok(Some(change));
-        }
-        // Everybody includes this service, so this is the generation that it is paused in.
-        if let Settlement::Settled(_) = orchestrator.settle(Some(patience))? {
-            println!("generation {paused_in}: everybody is done, resumed");
-            return Ok(None);
-        }
-    }
+/// Here it accepts again.
+fn resume(generation: Generation) -> Result<()> {
+    println!("generation {generation}: everybody is done, resumed");
+    Ok(())
 }
 
 fn restored(in_snapshot: Generation, patience: Duration) -> Result<ExitCode> {
