@@ -50,23 +50,24 @@ pub(crate) fn command(pid: u32) -> Option<String> {
 
 /// What a process was started with, the folder of its program left out.
 pub(crate) fn command_line(pid: u32) -> Option<String> {
-    let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let arguments = String::from_utf8_lossy(&arguments);
-    let mut words = arguments.trim_end_matches('\0').split('\0');
-    let program = words.next().filter(|program| !program.is_empty())?;
-    let program = program.rsplit('/').next().unwrap_or(program);
-    Some(
-        std::iter::once(program)
-            .chain(words)
-            .collect::<Vec<_>>()
-            .join(" "),
-    )
+    words(&fs::read(format!("/proc/{pid}/cmdline")).ok()?)
 }
 
 /// Whose it is.
 pub(crate) fn owner(pid: u32) -> Owner {
     let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     Owner::parse(&cgroup)
+}
+
+/// Reads `/proc/PID/cmdline`: arguments, each with a 0 after it. Nothing of a thread of the kernel, or of a process that
+/// waits to be reaped.
+fn words(arguments: &[u8]) -> Option<String> {
+    let arguments = String::from_utf8_lossy(arguments);
+    let mut words = arguments.trim_end_matches('\0').split('\0');
+    let program = words.next().filter(|program| !program.is_empty())?;
+    let program = program.rsplit('/').next().unwrap_or(program);
+    let words: Vec<_> = std::iter::once(program).chain(words).collect();
+    Some(words.join(" "))
 }
 
 /// The entries of a folder that are numbers.
@@ -77,4 +78,31 @@ fn numbers(folder: &str) -> Vec<u32> {
     entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_line_is_its_words_without_the_folder_of_the_program() {
+        let line = |bytes: &[u8]| words(bytes);
+        assert_eq!(line(b""), None);
+        assert_eq!(line(b"init\0"), Some("init".to_owned()));
+        assert_eq!(
+            line(b"/usr/bin/sysgenctl\0wait\0--node\0/dev/sysgenid\0"),
+            Some("sysgenctl wait --node /dev/sysgenid".to_owned())
+        );
+    }
+
+    #[test]
+    fn this_process_has_a_command_line_and_descriptors() {
+        let pid = std::process::id();
+        assert!(all().contains(&pid));
+        assert!(command_line(pid).is_some());
+        let null = fs::File::open("/dev/null").unwrap();
+        let nodes = [(Identity::of("/dev/null".as_ref()).unwrap(), "sysgenid")];
+        let fd = u32::try_from(std::os::fd::AsRawFd::as_raw_fd(&null)).unwrap();
+        assert!(descriptors(pid, &nodes).contains(&(fd, "sysgenid")));
+    }
 }

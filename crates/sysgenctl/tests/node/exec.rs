@@ -2,7 +2,7 @@
 
 //! `sysgenctl exec`.
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::machine::{Machine, eventually, runs};
 use crate::program::{Program, run};
@@ -14,6 +14,12 @@ const SLEEPS: &str = "echo up $$; exec sleep 1000";
 fn await_up(exec: &mut Program) -> String {
     let line = exec.await_stdout("up ");
     line.strip_prefix("up ").unwrap().to_owned()
+}
+
+/// Ends what does not listen.
+fn kill(pid: &str) {
+    let pid = Pid::from_raw(pid.parse().unwrap()).unwrap();
+    let _ = kill_process(pid, Signal::KILL);
 }
 
 #[test]
@@ -88,11 +94,24 @@ fn a_command_that_does_not_end_is_killed_with_all_that_it_has_started() {
     machine.bump();
     exec.await_stderr("killing it");
     let second = await_up(&mut exec);
-    for pid in second.split(' ') {
-        let pid = rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap();
-        let _ = rustix::process::kill_process(pid, Signal::KILL);
-    }
+    second.split(' ').for_each(kill);
     exec.end().assert_code(128 + 9);
+}
+
+#[test]
+#[ignore = "needs a node"]
+fn what_a_command_leaves_behind_ends_with_it() {
+    let machine = Machine::new();
+    // It is up when it does not listen any more.
+    let leaves = "/bin/sh -c \"trap '' TERM; echo up \\$\\$; exec sleep 1000\" & exec sleep 1000";
+    let arguments = ["exec", "--grace", "1h", "--", "/bin/sh", "-c", leaves];
+    let mut exec = Program::start(&arguments);
+    let first = await_up(&mut exec);
+    machine.bump();
+    let second = await_up(&mut exec);
+    eventually("it has ended", || !runs(&first));
+    assert!(runs(&second));
+    kill(&second);
 }
 
 #[test]

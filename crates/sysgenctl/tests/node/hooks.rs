@@ -121,6 +121,7 @@ fn a_hook_that_fails_is_tried_again_alone_and_is_visible_until_it_succeeds() {
     let mended = machine.file("mended");
     hooks.add("etc/10-fails", &format!("[ -e {} ]", mended.display()));
     hooks.add("etc/20-works", "");
+    machine.write("etc/30-off", "");
     let start = machine.generation();
     let mut service = hooks.serve(&[]);
     let generation = machine.bump();
@@ -145,6 +146,11 @@ fn a_hook_that_fails_is_tried_again_alone_and_is_visible_until_it_succeeds() {
         format!("10-fails {generation} {start} 3"),
     ];
     assert_eq!(machine.lines("log"), expected);
+
+    service.signal(Signal::TERM);
+    let ended = service.end().assert_code(0);
+    let said = ended.stderr.matches("30-off: turned off").count();
+    assert_eq!(said, 1, "whatever was looked for again: {ended:?}");
 }
 
 #[test]

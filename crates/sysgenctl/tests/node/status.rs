@@ -22,6 +22,10 @@ fn status_tells_the_generation_since_when_and_how_many_lag_behind() {
     let more = |name: &str| status[name].as_u64().unwrap() - before[name].as_u64().unwrap();
     assert_eq!(more("tracked"), 1, "{before} {status}");
     assert_eq!(more("watchers"), 1, "{before} {status}");
+    // The same of whom `watchers` makes a list, neither with the program itself.
+    let list = json(&["watchers", "--json"]);
+    let listed = list["watchers"].as_array().unwrap().len();
+    assert_eq!(status["watchers"], listed, "{status} {list}");
     let software = status["backends"]
         .as_array()
         .unwrap()

@@ -28,7 +28,9 @@ fn wait_names_the_late_when_the_time_is_over() {
     machine.bump();
     let pid = std::process::id();
 
-    let ended = run(&["wait", "--timeout", "0.5"]).assert_code(3);
+    // Long enough to look several times who is late.
+    let ended = run(&["wait", "--timeout", "1.5"]).assert_code(3);
+    assert_eq!(ended.stderr.matches("waiting for").count(), 1, "{ended:?}");
     let row = format!("!  {pid} ");
     assert!(ended.stdout.contains(&row), "{ended:?}");
     assert!(

@@ -2,8 +2,10 @@
 
 //! `sysgenctl watchers`.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr;
 
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use serde_json::Value;
 
 use crate::machine::{Machine, acknowledge, tracked};
@@ -98,4 +100,64 @@ fn several_watchers_of_a_process_are_all_listed() {
     for watcher in &watchers {
         acknowledge(watcher);
     }
+}
+
+#[test]
+#[ignore = "needs a node"]
+fn two_descriptors_of_one_watcher_are_not_taken_for_two_watchers() {
+    let machine = Machine::new();
+    let watcher = tracked();
+    let other = watcher.as_fd().try_clone_to_owned().unwrap();
+    machine.bump();
+    let list = json(&["watchers", "--outdated", "--json"]);
+    assert_eq!(list["outdated"], 1, "{list}");
+    let seen = of_process(&list, std::process::id());
+    for fd in [watcher.as_raw_fd(), other.as_raw_fd()] {
+        let fd = Value::from(fd);
+        let is_named = |seen: &&Value| seen["fds"].as_array().unwrap().contains(&fd);
+        assert!(seen.iter().any(is_named), "{fd}: {list}");
+    }
+    // The daemon knows its watchers, the module shows descriptors: then it is said.
+    let ended = run(&["watchers"]).assert_code(0);
+    let says = ended.stderr.contains("stand for 1 watcher: some share one");
+    assert_eq!(says, seen.len() == 2, "{ended:?}");
+    acknowledge(&watcher);
+}
+
+#[test]
+#[ignore = "needs a node"]
+fn a_laggard_without_a_descriptor_is_counted_even_if_it_cannot_be_seen() {
+    const LENGTH: usize = 4;
+    let machine = Machine::new();
+    let watcher = tracked();
+    // SAFETY: It is a new mapping, of which no reference is made.
+    let mapping = unsafe {
+        mmap(
+            ptr::null_mut(),
+            LENGTH,
+            ProtFlags::READ,
+            MapFlags::SHARED,
+            &watcher,
+            0,
+        )
+    };
+    let mapping = mapping.unwrap();
+    drop(watcher);
+    machine.bump();
+    // The daemon's mapping may be of its page, and keep no watcher.
+    let outdated = machine.outdated();
+    let list = json(&["watchers", "--outdated", "--json"]);
+    let seen = list["watchers"].as_array().unwrap().len();
+    let unseen = list["unseen"].as_u64().unwrap();
+    assert_eq!(seen as u64 + unseen, u64::from(outdated), "{list}");
+    let ended = run(&["wait", "--timeout", "300ms"]);
+    assert_eq!(
+        ended.code,
+        Some(if outdated == 0 { 0 } else { 3 }),
+        "{ended:?}"
+    );
+    let says = ended.stderr.contains("1 more outdated cannot be seen");
+    assert_eq!(says, unseen == 1, "{ended:?}");
+    // SAFETY: It is that mapping, which nobody uses.
+    unsafe { munmap(mapping, LENGTH) }.unwrap();
 }
