@@ -10,18 +10,21 @@ use std::time::Duration;
 use anyhow::Context as _;
 use anyhow::Result;
 use anyhow::ensure;
+use sysgenid_guest::event::Sighting;
 
 use crate::host_daemon::HostDaemon;
 use crate::host_packages;
 use crate::host_packages::Needed;
 use crate::programs;
 use crate::progress;
+use crate::qemu::Machine;
 use crate::test::Context;
 use crate::test::Test;
 use crate::test::guest::Backend;
 use crate::test::guest::Guest;
 use crate::test::skip;
 use crate::tree::Tree;
+use crate::vmclock::Vmclock;
 
 /// What needs no guest.
 pub(crate) const HOST_TESTS: &[Test] = &[
@@ -43,6 +46,10 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new(
         "the library and the command line work on the module's nodes",
         on_the_module,
+    ),
+    Test::new(
+        "by the hypervisor's page a probe knows of a restore before the notice, and waits for it to draw",
+        by_vmclock,
     ),
     Test::new(
         "the library builds with the oldest compiler that it is for",
@@ -105,6 +112,60 @@ fn on_the_module(context: &Context<'_>) -> Result<()> {
         }
     }
     guest.finish()
+}
+
+/// What a program that looks reports to.
+const SIGHTING: &str = "/run/sighting";
+
+/// Two clones of a machine whose hypervisor counts restores in its vmclock page, and gives notice of them too.
+fn by_vmclock(context: &Context<'_>) -> Result<()> {
+    let machine = Machine {
+        vmclock: Some(Vmclock::Silent),
+        ..context.environment()?.machine_with_guid()?
+    };
+    let mut guest = Guest::boot_machine(context, machine)?;
+    guest.run(Backend::Vmfork.load(), PATIENCE)?;
+    guest.run("modprobe ptp_vmclock && ls /dev/vmclock0", PATIENCE)?;
+    // A page without a counter, which is what QEMU has, is not looked at.
+    look(&mut guest, "without a vmclock")?;
+    guest.run("kill $(cat /run/looker)", PATIENCE)?;
+    guest.count_generations()?;
+    look(&mut guest, "with /dev/vmclock0")?;
+
+    let mut snapshot = guest.snapshot()?;
+    let mut drawn = Vec::new();
+    for _ in 0..2 {
+        let mut clone = snapshot.clone_machine()?;
+        let report = clone.run(
+            &format!("sysgenid-guest await {SIGHTING} drawn && tail -n 1 {SIGHTING}"),
+            PATIENCE,
+        )?;
+        let sighting: Sighting = serde_json::from_str(report.trim())
+            .with_context(|| format!("the program that looks reported: {report}"))?;
+        ensure!(
+            sighting.seen_in_generation == 0,
+            "the page was not faster than the notice: {sighting:?}"
+        );
+        ensure!(
+            sighting.drawn_in_generation == 1 && sighting.drawn_ns > sighting.seen_ns,
+            "it did not wait for the notice: {sighting:?}"
+        );
+        drawn.push(sighting.drawn);
+        clone.power_off()?;
+    }
+    ensure!(drawn[0] != drawn[1], "both clones drew {}", drawn[0]);
+    Ok(())
+}
+
+fn look(guest: &mut Guest<'_>, expected: &str) -> Result<()> {
+    guest.run(
+        &format!(
+            "sysgenid-guest look > {SIGHTING} 2>&1 & echo $! > /run/looker; \
+             sysgenid-guest await {SIGHTING} '{expected}'"
+        ),
+        PATIENCE,
+    )?;
+    Ok(())
 }
 
 /// The packages with examples, whose tests start them as a user would.

@@ -65,7 +65,7 @@ pub(crate) enum Backend {
 
 impl Backend {
     /// What loads it.
-    fn load(self) -> &'static str {
+    pub(crate) fn load(self) -> &'static str {
         match self {
             Self::Vmfork => "modprobe sysgenid && modprobe sysgenid_vmfork",
             Self::Acpi => "modprobe sysgenid && modprobe sysgenid_acpi",
