@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
-use anyhow::Context;
+use anyhow::bail;
 use rustix::process::{Signal, getpgrp};
 use rustix::termios::tcgetpgrp;
 use sysgenid::{Acknowledged, Change, Error, Tracking};
@@ -29,7 +29,7 @@ pub(crate) fn run(place: &Place, options: &Exec) -> anyhow::Result<ExitCode> {
     };
     let watcher = match place.watcher(tracking) {
         Err(error @ Error::NoPermission { .. }) if !options.untracked => {
-            return Err(error).context("--untracked takes permission to read only");
+            bail!("{error}; with --untracked it takes permission to read only");
         }
         opened => opened?,
     };

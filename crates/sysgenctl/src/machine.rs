@@ -167,7 +167,11 @@ impl Machine {
             let ids = ["hid", "modalias"]
                 .into_iter()
                 .filter_map(|file| self.read(&format!("{device}/{file}")));
-            let matches = |text: String| ACPI_IDS.iter().any(|id| text.contains(id));
+            // Firmware is not of one mind about their case.
+            let matches = |text: String| {
+                let text = text.to_ascii_uppercase();
+                ACPI_IDS.iter().any(|id| text.contains(id))
+            };
             if !ids.into_iter().any(matches) {
                 return None;
             }
@@ -322,6 +326,10 @@ mod tests {
             ),
             ("sys/bus/acpi/devices/QEMUVGID:00/physical_node/uevent", ""),
             (
+                "sys/bus/acpi/devices/SOMEBODY:00/modalias",
+                "acpi:SOMEBODY:VM_Gen_Counter:\n",
+            ),
+            (
                 "sys/bus/platform/devices/vmgenid/modalias",
                 "of:NvmgenidT(null)Cmicrosoft,vmgenid\n",
             ),
@@ -341,6 +349,7 @@ mod tests {
             machine.generation_devices(),
             [
                 device("QEMUVGID:00", Some("vmgenid")),
+                device("SOMEBODY:00", None),
                 device("vmgenid", None)
             ]
         );

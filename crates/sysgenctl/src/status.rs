@@ -177,14 +177,12 @@ impl Status {
         let style = if self.outdated > 0 { BAD } else { GOOD };
         let outdated = output::styled(style, &format!("{} outdated", self.outdated));
         let visible = if self.counts_are_of_visible {
-            " (of those that can be seen)"
+            ", as far as can be seen"
         } else {
             ""
         };
         match (self.watchers, self.tracked) {
-            (Some(all), Some(tracked)) => {
-                format!("{all}{visible}, {tracked} tracked{visible}; {outdated}")
-            }
+            (Some(all), Some(tracked)) => format!("{all}, {tracked} tracked{visible}; {outdated}"),
             _ => outdated,
         }
     }
