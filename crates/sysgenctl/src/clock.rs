@@ -32,9 +32,9 @@ fn offset_of_boottime(offsets: &str) -> i128 {
         .unwrap_or(0)
 }
 
-/// How long ago a moment of [`boottime`] was.
-pub(crate) fn age(moment: u64) -> Duration {
-    Duration::from_nanos(boottime().saturating_sub(moment))
+/// How long ago a moment was, at another; both of [`boottime`].
+pub(crate) fn age(moment: u64, now: u64) -> Duration {
+    Duration::from_nanos(now.saturating_sub(moment))
 }
 
 /// The time of day of so long ago, for programs.

@@ -98,7 +98,7 @@ impl Status {
 
     fn add_module(&mut self) {
         if let Some(changed) = fdinfo::own(&self.node).and_then(|info| info.changed) {
-            self.set_changed((changed != 0).then(|| clock::age(changed)));
+            self.set_changed((changed != 0).then(|| clock::age(changed, clock::boottime())));
         }
         let others: Vec<_> = fdinfo::descriptors(&self.node)
             .into_iter()

@@ -268,7 +268,10 @@ impl fmt::Display for Seen {
 }
 
 fn of_module(path: &Path) -> Vec<Seen> {
-    fdinfo::descriptors(path)
+    let descriptors = fdinfo::descriptors(path);
+    // One moment for all: those of one change are late for as long as each other.
+    let now = clock::boottime();
+    descriptors
         .into_iter()
         .filter(|descriptor| descriptor.pid != std::process::id())
         .map(|descriptor| {
@@ -291,7 +294,7 @@ fn of_module(path: &Path) -> Vec<Seen> {
                 tracked,
                 outdated,
                 acknowledged,
-                outdated_seconds: since.map(|since| clock::age(since).as_secs_f64()),
+                outdated_seconds: since.map(|since| clock::age(since, now).as_secs_f64()),
             }
         })
         .collect()
