@@ -125,8 +125,9 @@ pub(crate) fn look() -> Result<()> {
         None => println!("ready, without a vmclock"),
     }
     std::io::stdout().flush()?;
+    // Without a pause, so that it is what goes on when the machine does.
     while !probe.has_changed(&before) {
-        std::thread::sleep(Duration::from_micros(200));
+        std::hint::spin_loop();
     }
     let seen_ns = monotonic_ns();
     let seen_in_generation = probe.generation().get();
