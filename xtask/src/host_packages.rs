@@ -16,6 +16,11 @@ pub(crate) struct Needed {
     pub(crate) package: &'static str,
 }
 
+/// A program and its package.
+pub(crate) const fn needed(program: &'static str, package: &'static str) -> Needed {
+    Needed { program, package }
+}
+
 /// Installs those packages whose programs are missing.
 pub(crate) fn install(cache: &Cache, needed: &[Needed]) -> Result<()> {
     let missing: Vec<&str> = needed

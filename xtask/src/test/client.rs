@@ -15,6 +15,7 @@ use sysgenid_guest::event::Sighting;
 use crate::host_daemon::HostDaemon;
 use crate::host_packages;
 use crate::host_packages::Needed;
+use crate::host_packages::needed;
 use crate::programs;
 use crate::progress;
 use crate::qemu::Machine;
@@ -171,23 +172,19 @@ fn look(guest: &mut Guest<'_>, expected: &str) -> Result<()> {
 /// The packages with examples, whose tests start them as a user would.
 const EXAMPLES: [&str; 2] = ["sysgenid-c", "sysgenid-examples"];
 
+/// What the examples in C and Python are built and run with, beside the C compiler.
+const TOOLS: &[Needed] = &[
+    needed("c++", "g++"),
+    needed("make", "make"),
+    needed("pkg-config", "pkgconf"),
+    needed("python3", "python3"),
+];
+
 fn examples(context: &Context<'_>) -> Result<()> {
     if let Some(reason) = HostDaemon::cannot_run() {
         return skip(reason);
     }
-    host_packages::install(
-        context.cache,
-        &[
-            Needed {
-                program: "python3",
-                package: "python3",
-            },
-            Needed {
-                program: "make",
-                package: "make",
-            },
-        ],
-    )?;
+    host_packages::install(context.cache, TOOLS)?;
     let daemon = HostDaemon::start(context.cache, context.programs()?, "")?;
     for package in EXAMPLES {
         let cargo = std::env::var_os("CARGO").context("cargo runs this program")?;
@@ -196,7 +193,7 @@ fn examples(context: &Context<'_>) -> Result<()> {
             .current_dir(context.cache.repository())
             .args(["test", "--package", package, "--manifest-path"])
             .arg(context.cache.repository().join("Cargo.toml"))
-            .args(["--", "--ignored", "--test-threads=1"])
+            .args(["--", "--include-ignored", "--test-threads=1"])
             .env("SYSGENID_PATH", daemon.file("sysgenid"));
         progress::run_logged(
             &format!("run the examples of {package}"),

@@ -7,6 +7,7 @@ use anyhow::Result;
 use crate::host_daemon::HostDaemon;
 use crate::host_packages;
 use crate::host_packages::Needed;
+use crate::host_packages::needed;
 use crate::test::Context;
 use crate::test::Test;
 use crate::test::skip;
@@ -30,10 +31,6 @@ const PACKAGES: &[Needed] = &[
     needed("ip", "iproute2"),
     needed("shellcheck", "shellcheck"),
 ];
-
-const fn needed(program: &'static str, package: &'static str) -> Needed {
-    Needed { program, package }
-}
 
 fn with_others(context: &Context<'_>) -> Result<()> {
     if let Some(reason) = HostDaemon::cannot_run() {
