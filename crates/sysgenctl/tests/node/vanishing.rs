@@ -170,8 +170,12 @@ fn whoever_waits_when_the_server_goes_is_told() {
     let arguments = [
         "--node", &node, "exec", "--grace", "1h", "--", "/bin/sh", "-c",
     ];
-    let deaf = "trap '' TERM; echo up $$; while :; do sleep 0.1; done";
-    let mut laggard = Program::start(&[&arguments[..], &[deaf]].concat());
+    let done = machine.file("done");
+    let deaf = format!(
+        "[ -e {} ] && exit; trap '' TERM; echo up $$; while :; do sleep 0.1; done",
+        done.display()
+    );
+    let mut laggard = Program::start(&[&arguments[..], &[&deaf]].concat());
     let pid = laggard.await_stdout("up ");
     daemon.orchestrator().bump().unwrap();
     laggard.await_stderr("starting anew");
@@ -182,5 +186,8 @@ fn whoever_waits_when_the_server_goes_is_told() {
     assert!(ended.stderr.contains("has gone"), "{ended:?}");
     run(&["status", "--node", &node]).assert_code(4);
     let pid = pid.strip_prefix("up ").unwrap().parse().unwrap();
+    // What is started in its place ends at once.
+    std::fs::write(done, "").unwrap();
     kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    laggard.end().assert_code(0);
 }
