@@ -38,6 +38,10 @@ pub(crate) const HOST_TESTS: &[Test] = &[
         |context| on_this_machine(context, false),
     ),
     Test::new(
+        "what an operator installs is whole: program, manual pages, completions, hooks, units",
+        installation,
+    ),
+    Test::new(
         "the examples do on this machine's daemon what they are there to show",
         examples,
     ),
@@ -167,6 +171,55 @@ fn look(guest: &mut Guest<'_>, expected: &str) -> Result<()> {
         PATIENCE,
     )?;
     Ok(())
+}
+
+/// What must be there once it is installed, among others.
+const INSTALLED: &[&str] = &[
+    "usr/bin/sysgenctl",
+    "usr/share/man/man1/sysgenctl.1",
+    "usr/share/man/man1/sysgenctl-run-hooks.1",
+    "usr/share/bash-completion/completions/sysgenctl",
+    "usr/share/zsh/vendor-completions/_sysgenctl",
+    "usr/share/fish/vendor_completions.d/sysgenctl.fish",
+    "usr/share/sysgenid/hooks/30-ssh-host-keys",
+    "usr/lib/sysgenid/hooks.d/50-chrony-makestep",
+    "usr/lib/systemd/system/sysgenid-hooks.service",
+    "usr/lib/systemd/system/sysgenid-settled.target",
+    "usr/lib/udev/rules.d/60-sysgenid.rules",
+    "usr/lib/sysusers.d/sysgenid.conf",
+    "usr/sbin/sysgenidd",
+];
+
+/// By the script for packagers, into a folder.
+fn installation(context: &Context<'_>) -> Result<()> {
+    let folder = context.cache.temporary_folder()?;
+    let assets = folder.path().join("assets");
+    context.cargo(
+        "build-to-install",
+        &["build", "--package", "sysgenctl", "--package", "sysgenidd"],
+        &[("SYSGENCTL_ASSETS", assets.as_os_str())],
+    )?;
+    let root = folder.path().join("root");
+    let repository = context.cache.repository();
+    progress::run_logged(
+        "install into a folder",
+        &context.cache.log("install")?,
+        Command::new("sh")
+            .arg(repository.join("packaging/install.sh"))
+            .env("DESTDIR", &root)
+            .env("BUILD", repository.join("target/debug"))
+            .env("ASSETS", &assets),
+    )?;
+    for file in INSTALLED {
+        ensure!(root.join(file).is_file(), "there is no {file}");
+    }
+    progress::run_logged(
+        "load the completions for bash",
+        &context.cache.log("completions")?,
+        Command::new("bash")
+            .args(["-euc", r#"source "$1"; complete -p sysgenctl"#, "bash"])
+            .arg(root.join("usr/share/bash-completion/completions/sysgenctl")),
+    )
 }
 
 /// The packages with examples, whose tests start them as a user would.
