@@ -118,6 +118,8 @@ pub(crate) fn draw_on_change(path: &str) -> Result<()> {
 /// Looks by a probe until the machine was restored, as a program does before each use of a secret, and draws a new secret.
 /// Prints `ready` and the vmclock device that the probe has, then a [`Sighting`].
 pub(crate) fn look() -> Result<()> {
+    // It must be what goes on when the machine does, and not wait its turn until the notice is there.
+    rustix::process::setpriority_process(None, -20)?;
     let probe = Probe::open()?;
     let before = probe.stamp();
     match probe.vmclock() {
@@ -125,7 +127,7 @@ pub(crate) fn look() -> Result<()> {
         None => println!("ready, without a vmclock"),
     }
     std::io::stdout().flush()?;
-    // Without a pause, so that it is what goes on when the machine does.
+    // Without a pause, for the same reason.
     while !probe.has_changed(&before) {
         std::hint::spin_loop();
     }

@@ -155,9 +155,13 @@ impl Probe {
     /// kernel's generator, has happened for whoever has seen it here (this is an acquire).
     #[inline]
     pub fn stamp(&self) -> Stamp {
+        // The counter first. If the machine is restored between the two, the stamp is over at once; the other way round
+        // it would pass for one of after the restore, with the notice still to come.
+        let counter = self.counter(Ordering::Acquire);
+        let generation = self.generation.load(Ordering::Acquire);
         Stamp {
-            generation: self.generation.load(Ordering::Acquire),
-            counter: self.counter(Ordering::Acquire),
+            generation,
+            counter,
         }
     }
 
