@@ -82,9 +82,10 @@ enum sysgenid_error {
 struct sysgenid_probe;
 
 /**
- * A watcher of the generation: it is told of each change, and acknowledges it. Threads may share it. After fork()
- * the child has the same watcher, and an acknowledgement of either is one of both, so a child that keeps secrets of
- * its own opens its own. The descriptor is closed by exec.
+ * A watcher of the generation: it is told of each change, and acknowledges it. Threads may share it and make any
+ * calls at once, but sysgenid_watcher_close(); none waits for another. An acknowledgement of one is one of all, so it
+ * comes after all have rebuilt. After fork() the child has the same watcher, and an acknowledgement of either is one
+ * of both, so a child that keeps secrets of its own opens its own. The descriptor is closed by exec.
  */
 struct sysgenid_watcher;
 
@@ -158,14 +159,16 @@ bool sysgenid_probe_has_changed(const struct sysgenid_probe *probe,
                                 const struct sysgenid_stamp *since);
 
 /**
- * Replaces a stamp that is over by the one under which to make new secrets. Usually this returns at once; where the
- * hypervisor's own word came first, by vmclock, it sleeps until the kernel has reseeded its generator, for a second
- * at most.
+ * *now is the stamp under which to make new secrets, now that since is over. Keep it only together with the new
+ * secret: if that cannot be made, stay with the old stamp, or the old secret passes for current. Usually this returns
+ * at once; where the hypervisor's own word came first, by vmclock, it sleeps until the kernel has reseeded its
+ * generator, for a second at most.
  *
- * Condition: probe is open, stamp points to a stamp that was taken.
+ * Condition: probe is open, since points to a stamp that was taken, now points to a stamp, of any content.
  */
 enum sysgenid_error sysgenid_probe_stamp_for_rebuild(const struct sysgenid_probe *probe,
-                                                     struct sysgenid_stamp *stamp);
+                                                     const struct sysgenid_stamp *since,
+                                                     struct sysgenid_stamp *now);
 
 /**
  * The current generation, a load; 0 if probe is NULL.
@@ -267,8 +270,11 @@ enum sysgenid_error sysgenid_watcher_acknowledge(const struct sysgenid_watcher *
 /**
  * Opens the node again after SYSGENID_ERROR_GONE, at the same path, as soon as it is back, for so many milliseconds
  * at most; a negative time-out is for ever. Whatever happened meanwhile, nobody can know it: rebuild for
- * *generation, which may be 0, and acknowledge. The descriptor is another one, so register it anew. Other threads
- * wait until this is over. A child after fork() opens a watcher of its own instead.
+ * *generation, which may be 0, and acknowledge. The descriptor is another one, so register it anew; the old one is
+ * closed, once no other thread sleeps on it. Each thread that was told SYSGENID_ERROR_GONE calls this and rebuilds
+ * what it keeps: the first opens the node, and the others find it open and leave it and its descriptor as they are,
+ * as does a call whose node has not gone. To register the descriptor is up to one of them. Other calls go on
+ * meanwhile. A child after fork() opens a watcher of its own instead.
  *
  * Condition: watcher is open, generation points to a number.
  */

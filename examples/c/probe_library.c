@@ -27,7 +27,7 @@ int main(int argc, char **argv)
 	/* NULL: wherever this machine has it. */
 	const char *path = argc > 1 ? argv[1] : NULL;
 	struct sysgenid_probe *probe;
-	struct sysgenid_stamp stamp;
+	struct sysgenid_stamp stamp, now;
 	char line[256];
 	uint64_t token;
 
@@ -42,15 +42,21 @@ int main(int argc, char **argv)
 	while (fgets(line, sizeof(line), stdin)) {
 		do {
 			if (sysgenid_probe_has_changed(probe, &stamp)) {
-				sysgenid_probe_stamp_for_rebuild(probe, &stamp);
+				if (sysgenid_probe_stamp_for_rebuild(probe, &stamp, &now))
+					errx(1, "%s", sysgenid_error_message());
 				seed();
+				/* Only now: were there no new seed, the old one must not pass for current. */
+				stamp = now;
 				printf("generation %" PRIu32 ": rebuilt\n", sysgenid_stamp_generation(&stamp));
 			}
 			token = state++;
 			/* What was drawn while the machine was cloned is not given away: both clones have it. */
 		} while (sysgenid_probe_has_changed(probe, &stamp));
-		printf("token %016" PRIx64 "\n", token);
+		if (printf("token %016" PRIx64 "\n", token) < 0)
+			err(1, "standard output");
 	}
+	if (ferror(stdin))
+		err(1, "standard input");
 	sysgenid_probe_close(probe);
 	return 0;
 }

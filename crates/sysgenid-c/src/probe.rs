@@ -169,26 +169,28 @@ pub unsafe extern "C" fn sysgenid_probe_has_changed(
     .unwrap_or(true)
 }
 
-/// Replaces a stamp that is over by the one under which to make new secrets. Usually this returns at once; where the
-/// hypervisor's own word came first, by vmclock, it sleeps until the kernel has reseeded its generator, for a second
-/// at most.
+/// *now is the stamp under which to make new secrets, now that since is over. Keep it only together with the new
+/// secret: if that cannot be made, stay with the old stamp, or the old secret passes for current. Usually this returns
+/// at once; where the hypervisor's own word came first, by vmclock, it sleeps until the kernel has reseeded its
+/// generator, for a second at most.
 ///
 /// # Safety
 ///
-/// probe is open, stamp points to a stamp that was taken.
+/// probe is open, since points to a stamp that was taken, now points to a stamp, of any content.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sysgenid_probe_stamp_for_rebuild(
     probe: *const Probe,
-    stamp: *mut Stamp,
+    since: *const Stamp,
+    now: *mut Stamp,
 ) -> Error {
     report(|| {
         // SAFETY: the caller says that it is an open probe.
         let probe = unsafe { opened(probe) }?;
-        // SAFETY: the caller says that it points to a stamp, and that it was taken.
-        let since = unsafe { pointer::target(stamp.cast_const(), "stamp")?.get() };
-        let now = Stamp::new(probe.stamp_for_rebuild(&since));
-        // SAFETY: it is a stamp, so there is room for one; nothing refers to the old one any more.
-        unsafe { pointer::place(stamp, "stamp") }?.write(now);
+        // SAFETY: the caller says that it points to a stamp, and that it was taken. It is copied, so both may be one.
+        let since = unsafe { pointer::target(since, "since")?.get() };
+        // SAFETY: the caller says that there is room for a stamp.
+        let place = unsafe { pointer::place(now, "now") }?;
+        place.write(Stamp::new(probe.stamp_for_rebuild(&since)));
         Ok(())
     })
 }

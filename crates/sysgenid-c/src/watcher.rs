@@ -5,25 +5,73 @@
 use std::ffi::{c_char, c_int};
 use std::os::fd::AsRawFd;
 use std::ptr;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use sysgenid::{Acknowledged, Tracking};
 
 use crate::error::{Error, Failure, attempt, report};
 use crate::pointer;
 
-/// A watcher of the generation: it is told of each change, and acknowledges it. Threads may share it. After fork()
-/// the child has the same watcher, and an acknowledgement of either is one of both, so a child that keeps secrets of
-/// its own opens its own. The descriptor is closed by exec.
+/// The pauses between attempts to find a node again that has gone, growing from one to the other.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// A watcher of the generation: it is told of each change, and acknowledges it. Threads may share it and make any
+/// calls at once, but sysgenid_watcher_close(); none waits for another. An acknowledgement of one is one of all, so it
+/// comes after all have rebuilt. After fork() the child has the same watcher, and an acknowledgement of either is one
+/// of both, so a child that keeps secrets of its own opens its own. The descriptor is closed by exec.
 pub struct Watcher(
-    // Written to when it is replaced by a new one, after its node has gone.
-    RwLock<sysgenid::Watcher>,
+    // Whoever uses it has a share of it, and the lock only while taking that: it is replaced while others sleep.
+    RwLock<Arc<sysgenid::Watcher>>,
 );
 
 impl Watcher {
-    fn current(&self) -> RwLockReadGuard<'_, sysgenid::Watcher> {
+    fn current(&self) -> Arc<sysgenid::Watcher> {
         // It is replaced at once or not at all, whoever panicked.
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        let current = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&current)
+    }
+
+    /// Puts another in the place of one, unless somebody else has.
+    fn replace(&self, gone: &Arc<sysgenid::Watcher>, new: sysgenid::Watcher) {
+        let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if Arc::ptr_eq(&current, gone) {
+            *current = Arc::new(new);
+        }
+    }
+
+    /// The generation of the current watcher if its node is there, or else that of a new one in its place.
+    fn reconnect(&self, timeout: Option<Duration>) -> Result<u32, sysgenid::Error> {
+        // What the clock cannot count is as good as for ever.
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let known = self.current();
+            // It may be what another thread has put there after both were told.
+            if let Ok(generation) = known.generation() {
+                return Ok(generation.get());
+            }
+            let opened = sysgenid::Watcher::open_at(known.path(), known.tracking());
+            let error = match opened.map(|new| self.replace(&known, new)) {
+                // Whoever has put it there. It may have gone already.
+                Ok(()) => match self.current().generation() {
+                    Ok(generation) => return Ok(generation.get()),
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            if !(error.is_absent() || error.is_gone()) {
+                return Err(error);
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Err(error);
+            }
+            thread::sleep(left.map_or(pause, |left| pause.min(left)));
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
     }
 }
 
@@ -64,7 +112,7 @@ pub unsafe extern "C" fn sysgenid_watcher_open(
             None => sysgenid::Watcher::open(tracking),
             Some(path) => sysgenid::Watcher::open_at(path, tracking),
         }?;
-        place.write(pointer::hand_out(Watcher(RwLock::new(opened))));
+        place.write(pointer::hand_out(Watcher(RwLock::new(Arc::new(opened)))));
         Ok(())
     })
 }
@@ -201,8 +249,11 @@ pub unsafe extern "C" fn sysgenid_watcher_acknowledge(
 
 /// Opens the node again after SYSGENID_ERROR_GONE, at the same path, as soon as it is back, for so many milliseconds
 /// at most; a negative time-out is for ever. Whatever happened meanwhile, nobody can know it: rebuild for
-/// *generation, which may be 0, and acknowledge. The descriptor is another one, so register it anew. Other threads
-/// wait until this is over. A child after fork() opens a watcher of its own instead.
+/// *generation, which may be 0, and acknowledge. The descriptor is another one, so register it anew; the old one is
+/// closed, once no other thread sleeps on it. Each thread that was told SYSGENID_ERROR_GONE calls this and rebuilds
+/// what it keeps: the first opens the node, and the others find it open and leave it and its descriptor as they are,
+/// as does a call whose node has not gone. To register the descriptor is up to one of them. Other calls go on
+/// meanwhile. A child after fork() opens a watcher of its own instead.
 ///
 /// # Safety
 ///
@@ -218,9 +269,7 @@ pub unsafe extern "C" fn sysgenid_watcher_reconnect(
         let watcher = unsafe { opened(watcher) }?;
         // SAFETY: the caller says that it points to a number.
         let place = unsafe { pointer::place(generation, "generation") }?;
-        let mut current = watcher.0.write().unwrap_or_else(PoisonError::into_inner);
-        let change = current.reconnect(pointer::timeout(timeout_ms))?;
-        place.write(change.generation().get());
+        place.write(watcher.reconnect(pointer::timeout(timeout_ms))?);
         Ok(())
     })
 }

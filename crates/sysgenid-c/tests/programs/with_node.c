@@ -3,6 +3,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include <errno.h>
 #include <poll.h>
+#include <pthread.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -31,7 +32,7 @@ static bool is_readable(const struct sysgenid_watcher *watcher)
 static void a_probe_sees_each_change(void)
 {
 	struct sysgenid_probe *probe;
-	struct sysgenid_stamp stamp, before;
+	struct sysgenid_stamp stamp, now;
 	uint32_t generation;
 
 	CHECK(sysgenid_probe_open(path, &probe) == SYSGENID_ERROR_NONE);
@@ -42,11 +43,11 @@ static void a_probe_sees_each_change(void)
 	generation = bump();
 	CHECK(sysgenid_probe_has_changed(probe, &stamp));
 	CHECK(sysgenid_probe_generation(probe) == generation);
-	before = stamp;
-	CHECK(sysgenid_probe_stamp_for_rebuild(probe, &stamp) == SYSGENID_ERROR_NONE);
-	CHECK(sysgenid_stamp_generation(&stamp) == generation);
-	CHECK(!sysgenid_probe_has_changed(probe, &stamp));
-	CHECK(sysgenid_probe_has_changed(probe, &before));
+	CHECK(sysgenid_probe_stamp_for_rebuild(probe, &stamp, &now) == SYSGENID_ERROR_NONE);
+	CHECK(sysgenid_stamp_generation(&now) == generation);
+	CHECK(!sysgenid_probe_has_changed(probe, &now));
+	/* What was made under the old one is still over, until it is made anew. */
+	CHECK(sysgenid_probe_has_changed(probe, &stamp));
 	sysgenid_probe_close(probe);
 }
 
@@ -119,23 +120,52 @@ static void a_change_keeps_its_minimum(void)
 	CHECK(sysgenid_bump(path, minimum, &generation) == SYSGENID_ERROR_NONE && generation == minimum);
 }
 
-static void a_reconnected_watcher_is_watched_for(void)
+static void a_reconnect_leaves_a_watcher_whose_node_is_there(void)
 {
 	struct sysgenid_watcher *watcher;
 	uint32_t generation, current, number, outdated;
+	int descriptor;
 
 	CHECK(sysgenid_watcher_open(path, true, &watcher) == SYSGENID_ERROR_NONE);
+	descriptor = sysgenid_watcher_fd(watcher);
 	current = bump();
-	/* Nobody has to wait for the one that it replaces. */
+	/* As the second of two threads that were told that the node has gone. */
 	CHECK(sysgenid_watcher_reconnect(watcher, 1000, &generation) == SYSGENID_ERROR_NONE);
 	CHECK(generation == current);
-	CHECK(sysgenid_settle(path, -1, &outdated) == SYSGENID_ERROR_NONE && outdated == 0);
-	CHECK(sysgenid_watcher_acknowledge(watcher, generation, &number) == SYSGENID_ERROR_NONE && number == 0);
-	bump();
+	CHECK(sysgenid_watcher_fd(watcher) == descriptor);
 	CHECK(is_readable(watcher));
 	CHECK(sysgenid_settle(path, 1, &outdated) == SYSGENID_ERROR_TIMED_OUT && outdated == 1);
+	CHECK(sysgenid_watcher_acknowledge(watcher, generation, &number) == SYSGENID_ERROR_NONE && number == 0);
+	CHECK(sysgenid_settle(path, -1, &outdated) == SYSGENID_ERROR_NONE && outdated == 0);
 	sysgenid_watcher_close(watcher);
-	CHECK(sysgenid_settle(path, -1, &outdated) == SYSGENID_ERROR_NONE);
+}
+
+static void *wait_for_ever(void *watcher)
+{
+	uint32_t number;
+
+	CHECK(sysgenid_watcher_wait(watcher, -1, &number) == SYSGENID_ERROR_NONE);
+	return NULL;
+}
+
+static void a_reconnect_does_not_wait_for_another_thread(void)
+{
+	/* Long enough for the other thread to sleep. */
+	struct timespec pause = { .tv_nsec = 100 * 1000 * 1000 };
+	struct sysgenid_watcher *watcher;
+	uint32_t number;
+	pthread_t thread;
+
+	CHECK(sysgenid_watcher_open(path, true, &watcher) == SYSGENID_ERROR_NONE);
+	CHECK(pthread_create(&thread, NULL, wait_for_ever, watcher) == 0);
+	nanosleep(&pause, NULL);
+	/* It ends the program if that hangs. */
+	alarm(10);
+	CHECK(sysgenid_watcher_reconnect(watcher, 1000, &number) == SYSGENID_ERROR_NONE);
+	alarm(0);
+	bump();
+	CHECK(pthread_join(thread, NULL) == 0);
+	sysgenid_watcher_close(watcher);
 }
 
 /* Does something in a child, which must succeed. */
@@ -210,7 +240,8 @@ int main(int argc, char **argv)
 	an_acknowledgement_tells_of_a_newer_change();
 	nobody_waits_for_a_watcher_that_is_not_tracked();
 	a_change_keeps_its_minimum();
-	a_reconnected_watcher_is_watched_for();
+	a_reconnect_leaves_a_watcher_whose_node_is_there();
+	a_reconnect_does_not_wait_for_another_thread();
 	a_negative_time_out_is_for_ever();
 	whoever_may_not_is_told_why();
 	return 0;

@@ -16,7 +16,7 @@ static void null_is_an_error(void)
 	CHECK(sysgenid_error_errno() == EINVAL);
 	CHECK(sysgenid_probe_open_or_never(NULL, NULL) == SYSGENID_ERROR_INVALID_ARGUMENT);
 	CHECK(sysgenid_probe_stamp(NULL, &stamp) == SYSGENID_ERROR_INVALID_ARGUMENT);
-	CHECK(sysgenid_probe_stamp_for_rebuild(NULL, &stamp) == SYSGENID_ERROR_INVALID_ARGUMENT);
+	CHECK(sysgenid_probe_stamp_for_rebuild(NULL, &stamp, &stamp) == SYSGENID_ERROR_INVALID_ARGUMENT);
 	CHECK(sysgenid_probe_has_changed(NULL, NULL));
 	CHECK(sysgenid_probe_generation(NULL) == 0);
 	CHECK(!sysgenid_probe_is_live(NULL));
@@ -26,7 +26,9 @@ static void null_is_an_error(void)
 
 	CHECK(sysgenid_probe_open_or_never("/nowhere", &probe) == SYSGENID_ERROR_NONE);
 	CHECK(sysgenid_probe_stamp(probe, NULL) == SYSGENID_ERROR_INVALID_ARGUMENT);
-	CHECK(sysgenid_probe_stamp_for_rebuild(probe, NULL) == SYSGENID_ERROR_INVALID_ARGUMENT);
+	CHECK(sysgenid_probe_stamp_for_rebuild(probe, NULL, &stamp) == SYSGENID_ERROR_INVALID_ARGUMENT);
+	CHECK(sysgenid_probe_stamp(probe, &stamp) == SYSGENID_ERROR_NONE);
+	CHECK(sysgenid_probe_stamp_for_rebuild(probe, &stamp, NULL) == SYSGENID_ERROR_INVALID_ARGUMENT);
 	CHECK(sysgenid_probe_has_changed(probe, NULL));
 	sysgenid_probe_close(probe);
 
@@ -79,7 +81,7 @@ static void what_is_no_node_is_told(void)
 static void a_probe_that_never_changes_can_be_used(const char *path)
 {
 	struct sysgenid_probe *probe;
-	struct sysgenid_stamp stamp;
+	struct sysgenid_stamp stamp, now;
 
 	CHECK(sysgenid_probe_open_or_never(path, &probe) == SYSGENID_ERROR_NONE);
 	CHECK(!sysgenid_probe_can_change(probe));
@@ -87,9 +89,9 @@ static void a_probe_that_never_changes_can_be_used(const char *path)
 	CHECK(sysgenid_probe_generation(probe) == 0);
 	CHECK(sysgenid_probe_stamp(probe, &stamp) == SYSGENID_ERROR_NONE);
 	CHECK(!sysgenid_probe_has_changed(probe, &stamp));
-	CHECK(sysgenid_probe_stamp_for_rebuild(probe, &stamp) == SYSGENID_ERROR_NONE);
-	CHECK(!sysgenid_probe_has_changed(probe, &stamp));
-	CHECK(sysgenid_stamp_generation(&stamp) == 0);
+	CHECK(sysgenid_probe_stamp_for_rebuild(probe, &stamp, &now) == SYSGENID_ERROR_NONE);
+	CHECK(!sysgenid_probe_has_changed(probe, &now));
+	CHECK(sysgenid_stamp_generation(&now) == 0);
 	sysgenid_probe_close(probe);
 }
 
