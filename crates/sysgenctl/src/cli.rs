@@ -233,6 +233,11 @@ pub(crate) struct RunHooks {
     #[arg(long, value_name = "TIME", default_value = "30", value_parser = duration)]
     pub(crate) timeout: Duration,
 
+    /// Where it is noted that a change is not dealt with yet, for the next start [default: the first folder of the
+    /// service's RUNTIME_DIRECTORY; without one nothing is noted]
+    #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath, conflicts_with_all = ["once", "list"])]
+    pub(crate) state_dir: Option<PathBuf>,
+
     /// Run all hooks now, once, for the generation that there is; acknowledge nothing
     #[arg(long, conflicts_with = "list")]
     pub(crate) once: bool,

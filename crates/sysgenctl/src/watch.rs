@@ -31,7 +31,10 @@ pub(crate) fn run(place: &Place, json: bool) -> anyhow::Result<ExitCode> {
     output::note(FAINT, &format!("{path} is in generation {generation}"));
     loop {
         match events.next(None)? {
-            Event::Changed(change) => print(json, "changed", Some(change.generation().get()))?,
+            Event::Changed(change) => {
+                // Until nothing has changed meanwhile. Nobody waits for this acknowledgement.
+                change.rebuild(|generation| print(json, "changed", Some(generation.get())))?;
+            }
             Event::Gone => {
                 output::note(
                     DOUBTFUL,

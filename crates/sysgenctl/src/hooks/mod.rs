@@ -8,6 +8,7 @@
 mod backoff;
 mod find;
 mod log;
+mod pending;
 mod run;
 
 use std::collections::HashSet;
@@ -23,6 +24,7 @@ use sysgenid::{Acknowledged, Change, Generation, Tracking};
 use self::backoff::Backoff;
 use self::find::{Hook, State};
 use self::log::Level;
+use self::pending::{Note, Pending};
 use self::run::{Lookout, Outcome};
 use crate::FAILURE;
 use crate::cli::RunHooks;
@@ -62,6 +64,10 @@ pub(crate) fn run(place: &Place, options: &RunHooks) -> anyhow::Result<ExitCode>
         folders,
         limit: options.timeout,
         previous: generation,
+        pending: Pending::new(
+            options.state_dir.as_deref(),
+            std::env::var_os("RUNTIME_DIRECTORY").as_deref(),
+        ),
         said: HashSet::new(),
     };
     if options.once {
@@ -85,6 +91,8 @@ struct Runner {
     limit: Duration,
     /// The last generation for which all hooks succeeded, or that of the start.
     previous: Generation,
+    /// Where it is noted that a change is not dealt with yet.
+    pending: Pending,
     /// The files of which it was said that they do not run.
     said: HashSet<(PathBuf, String)>,
 }
@@ -96,14 +104,19 @@ impl Runner {
         if let Err(error) = self.find() {
             log::say(Level::Warning, &error.to_string());
         }
-        tell(&[
-            NotifyState::Ready,
-            NotifyState::Status(&format!("Waiting for a change of generation {generation}")),
-        ]);
+        let unfinished = self.unfinished(generation);
+        let status = unfinished
+            .clone()
+            .unwrap_or_else(|| format!("Waiting for a change of generation {generation}"));
+        tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
         log::say(Level::Info, &format!("ready, in generation {generation}"));
+        if let Some(text) = unfinished {
+            log::say(Level::Warning, &text);
+            self.round(generation, None)?;
+        }
         while !self.lookout.is_stopping() {
             match self.lookout.take_newer() {
-                Some(change) => self.round(change)?,
+                Some(change) => self.round(change.generation(), Some(change))?,
                 None => self.lookout.pause(None, None)?,
             }
         }
@@ -111,11 +124,29 @@ impl Runner {
         Ok(())
     }
 
+    /// What is to be said of a change that was not dealt with before a restart, if there is one.
+    fn unfinished(&mut self, generation: Generation) -> Option<String> {
+        let what = match self.pending.read()? {
+            Ok(note) => {
+                self.previous = Generation::new(note.previous);
+                format!("Generation {} was", note.generation)
+            }
+            Err(error) => {
+                let text = format!("cannot read what a restart has left unfinished: {error}");
+                log::say(Level::Warning, &text);
+                "A change was".to_owned()
+            }
+        };
+        Some(format!(
+            "{what} not dealt with before a restart: running all hooks for generation {generation}"
+        ))
+    }
+
     /// Runs everything once.
     fn run_once(&mut self, generation: Generation) -> anyhow::Result<ExitCode> {
         let mut generation = generation;
         loop {
-            let failures = self.attempt(generation, 1, &mut HashSet::new())?;
+            let failures = self.attempt(generation, Some(generation), 1, &mut HashSet::new())?;
             if self.lookout.is_stopping() {
                 return Ok(FAILURE);
             }
@@ -133,26 +164,45 @@ impl Runner {
         }
     }
 
-    /// Deals with a change until all hooks have succeeded, there is another change, or all of this ends.
-    fn round(&mut self, change: Change) -> anyhow::Result<()> {
-        let generation = change.generation();
+    /// Deals with a change until all hooks have succeeded, there is another change, or all of this ends. Where a
+    /// restart has left one unfinished there is nothing to acknowledge: the new watcher is current.
+    fn round(&mut self, generation: Generation, change: Option<Change>) -> anyhow::Result<()> {
+        // Without a change in hand one of this very generation is another one, which must be acknowledged.
+        let current = change.as_ref().map(|_| generation);
         let mut backoff = Backoff::new();
         let mut succeeded = HashSet::new();
         log::say(
             Level::Info,
             &format!("generation {generation}, after {}", self.previous),
         );
-        self.unsettle(generation)?;
+        let note = Note {
+            generation: generation.get(),
+            previous: self.previous.get(),
+        };
+        if let Err(error) = self.pending.write(note) {
+            let text =
+                format!("cannot note that a change is pending; a restart forgets it: {error}");
+            log::say(Level::Warning, &text);
+        }
+        if change.is_some() {
+            self.unsettle(generation)?;
+        }
         for attempt in 1_u64.. {
             if self.lookout.is_interrupted() {
                 break;
             }
-            let failures = self.attempt(generation, attempt, &mut succeeded)?;
+            let failures = self.attempt(generation, current, attempt, &mut succeeded)?;
             if self.lookout.is_interrupted() {
                 break;
             }
             if failures.is_empty() {
-                return self.acknowledge(change, succeeded.len());
+                return match change {
+                    Some(change) => self.acknowledge(change, succeeded.len()),
+                    None => {
+                        self.finish(generation, succeeded.len(), "");
+                        Ok(())
+                    }
+                };
             }
             let pause = backoff.pause();
             let names: Vec<_> = failures.iter().map(|name| name.to_string_lossy()).collect();
@@ -164,8 +214,7 @@ impl Runner {
             );
             tell(&[NotifyState::Status(&text)]);
             log::say(Level::Warning, &text);
-            self.lookout
-                .pause(Some(Instant::now() + pause), Some(generation))?;
+            self.lookout.pause(Some(Instant::now() + pause), current)?;
         }
         Ok(())
     }
@@ -175,6 +224,7 @@ impl Runner {
     fn attempt(
         &mut self,
         generation: Generation,
+        current: Option<Generation>,
         attempt: u64,
         succeeded: &mut HashSet<OsString>,
     ) -> anyhow::Result<Vec<OsString>> {
@@ -195,10 +245,7 @@ impl Runner {
                 "Generation {generation}: running {name}, attempt {attempt}"
             ))]);
             let mut command = self.command(&hook.path, generation, attempt);
-            match self
-                .lookout
-                .supervise(&mut command, self.limit, generation)?
-            {
+            match self.lookout.supervise(&mut command, self.limit, current)? {
                 Outcome::Succeeded => {
                     log::say(
                         Level::Info,
@@ -244,21 +291,29 @@ impl Runner {
     fn acknowledge(&mut self, change: Change, hooks: usize) -> anyhow::Result<()> {
         let generation = change.generation();
         match change.acknowledge() {
-            Ok(Acknowledged::Current) => {
-                self.previous = generation;
-                let text = format!(
-                    "Generation {generation}: {} succeeded; acknowledged",
-                    output::count(hooks, "hook")
-                );
-                tell(&[NotifyState::Status(&text)]);
-                log::say(Level::Info, &text);
-            }
+            Ok(Acknowledged::Current) => self.finish(generation, hooks, "; acknowledged"),
             Ok(Acknowledged::ChangedAgain(newer)) => self.lookout.put_newer(newer),
             // That is found out where events come from, too, and the node's return begins anew.
             Err(error) if is_away(&error) => {}
             Err(error) => return Err(error.into()),
         }
         Ok(())
+    }
+
+    /// A generation is dealt with.
+    fn finish(&mut self, generation: Generation, hooks: usize, more: &str) {
+        self.previous = generation;
+        if let Err(error) = self.pending.remove() {
+            let text =
+                format!("cannot note that nothing is pending; a restart runs the hooks: {error}");
+            log::say(Level::Warning, &text);
+        }
+        let text = format!(
+            "Generation {generation}: {} succeeded{more}",
+            output::count(hooks, "hook")
+        );
+        tell(&[NotifyState::Status(&text)]);
+        log::say(Level::Info, &text);
     }
 
     /// Has systemd stop what may run only while all is settled.
@@ -276,9 +331,9 @@ impl Runner {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        let asked = self
-            .lookout
-            .supervise(&mut command, PATIENCE_WITH_SYSTEMD, generation)?;
+        let asked =
+            self.lookout
+                .supervise(&mut command, PATIENCE_WITH_SYSTEMD, Some(generation))?;
         if let Outcome::Failed(reason) = asked
             && reason != NO_SUCH_UNIT
         {

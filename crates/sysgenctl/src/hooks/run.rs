@@ -94,7 +94,7 @@ impl Lookout {
         &mut self,
         command: &mut Command,
         limit: Duration,
-        current: Generation,
+        current: Option<Generation>,
     ) -> anyhow::Result<Outcome> {
         let running = match Running::start(command, Reach::Group) {
             Ok(running) => running,
@@ -122,13 +122,13 @@ impl Lookout {
         &mut self,
         running: &Running,
         limit: Duration,
-        current: Generation,
+        current: Option<Generation>,
     ) -> anyhow::Result<Phase> {
         let mut phase = Phase::Runs;
         // A limit that no clock can show is as good as none.
         let mut deadline = Instant::now().checked_add(limit);
         while !running.has_ended()? {
-            let is_over = self.hear(deadline, Some(current))?;
+            let is_over = self.hear(deadline, current)?;
             let asked_to_end = match phase {
                 Phase::Runs if self.is_stopping => Some(Phase::Stopping),
                 Phase::Runs if is_over => Some(Phase::Late),

@@ -400,3 +400,75 @@ fn the_service_manager_is_told_what_is_going_on() {
     await_told("STOPPING=1");
     service.end().assert_code(0);
 }
+
+#[test]
+#[ignore = "needs a node"]
+fn a_change_that_a_restart_has_left_unfinished_is_dealt_with_at_the_start() {
+    let machine = Machine::new();
+    let hooks = Hooks::of(&machine);
+    let mended = machine.file("mended");
+    hooks.add("etc/10-fails", &format!("[ -e {} ]", mended.display()));
+    let state = machine.file("state");
+    let options = ["--state-dir", state.to_str().unwrap()];
+    let start = machine.generation();
+    let mut service = hooks.serve(&options);
+    let first = machine.bump();
+    service.await_stderr("10-fails has failed");
+    assert!(state.join("pending").exists());
+    service.signal(Signal::TERM);
+    service.end().assert_code(0);
+
+    let mut service = hooks.serve(&options);
+    service.await_stderr(&format!("Generation {first} was not dealt with"));
+    service.await_stderr("attempt 2 in 1 s");
+    assert!(state.join("pending").exists());
+    fs::write(&mended, "").unwrap();
+    service.await_stderr(&format!("Generation {first}: 1 hook succeeded"));
+    assert!(!state.join("pending").exists());
+    let second = machine.bump();
+    service.await_stderr("acknowledged");
+    assert!(!state.join("pending").exists());
+    service.signal(Signal::TERM);
+    service.end().assert_code(0);
+    let expected = [
+        format!("10-fails {first} {start} 1"),
+        format!("10-fails {first} {start} 1"),
+        format!("10-fails {first} {start} 2"),
+        format!("10-fails {second} {first} 1"),
+    ];
+    assert_eq!(machine.lines("log"), expected);
+
+    let service = hooks.serve(&options);
+    service.signal(Signal::TERM);
+    service.end().assert_code(0);
+    assert_eq!(machine.lines("log").len(), 4, "nothing was unfinished");
+}
+
+#[test]
+#[ignore = "needs a node"]
+fn a_change_comes_before_the_hooks_of_one_that_was_unfinished_and_is_acknowledged() {
+    let machine = Machine::new();
+    let hooks = Hooks::of(&machine);
+    hooks.add(
+        "etc/10-fails",
+        &format!("[ -e {} ]", machine.file("mended").display()),
+    );
+    machine.write("state/pending", "{\"generation\":1,\"previous\":0}");
+    let mut command = sysgenctl(&["run-hooks", "--hooks-dir"]);
+    command
+        .arg(machine.file("etc"))
+        .env("RUNTIME_DIRECTORY", machine.file("state"));
+    let mut service = Program::of(&mut command);
+    service.await_stderr("attempt 2 in 1 s");
+    let generation = machine.bump();
+    service.await_stderr(&format!("generation {generation}: 10-fails has failed"));
+    assert_eq!(machine.outdated(), 1);
+    machine.write("mended", "");
+    service.await_stderr("acknowledged");
+    assert_eq!(machine.outdated(), 0);
+    let last = machine.lines("log").pop().unwrap();
+    assert!(
+        last.starts_with(&format!("10-fails {generation} 0 ")),
+        "{last}"
+    );
+}
