@@ -27,6 +27,8 @@ pub(crate) enum Event {
     Changed(Change),
     /// Whoever served the node has gone. It is looked for from now on.
     Gone,
+    /// Something stands where the node was that cannot be used. It is looked for on.
+    Hindered(Error),
     /// The node is there again. Nobody knows what happened meanwhile.
     Back(Change),
     /// A signal came.
@@ -49,6 +51,8 @@ pub(crate) struct Events {
 struct Retry {
     at: Instant,
     pause: Duration,
+    /// It was said that something is in the way.
+    is_hindered: bool,
 }
 
 impl Events {
@@ -82,11 +86,18 @@ impl Events {
         &self.watcher
     }
 
+    /// Hears of the node no more.
+    pub(crate) fn leave_node(&mut self) {
+        self.gone = None;
+        // One that has gone is not registered.
+        let _ = epoll::delete(&self.epoll, &self.watcher);
+    }
+
     /// Waits for the next event; for ever without a deadline.
     pub(crate) fn next(&mut self, deadline: Option<Instant>) -> anyhow::Result<Event> {
         loop {
-            if let Some(back) = self.look_for_node()? {
-                return Ok(Event::Back(back));
+            if let Some(event) = self.look_for_node()? {
+                return Ok(event);
             }
             let Some((token, flags)) = self.sleep(deadline)? else {
                 if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
@@ -105,7 +116,7 @@ impl Events {
     }
 
     /// Looks for a node that has gone, if it is time to.
-    fn look_for_node(&mut self) -> anyhow::Result<Option<Change>> {
+    fn look_for_node(&mut self) -> anyhow::Result<Option<Event>> {
         let Some(retry) = &mut self.gone else {
             return Ok(None);
         };
@@ -116,12 +127,16 @@ impl Events {
             Ok(change) => {
                 self.gone = None;
                 self.register()?;
-                Ok(Some(change))
+                Ok(Some(Event::Back(change)))
             }
-            Err(error) if is_away(&error) => {
+            Err(error) if is_away(&error) || is_hindrance(&error) => {
                 retry.pause = (retry.pause * 2).min(PAUSES.1);
                 retry.at = Instant::now() + retry.pause;
-                Ok(None)
+                if is_away(&error) || retry.is_hindered {
+                    return Ok(None);
+                }
+                retry.is_hindered = true;
+                Ok(Some(Event::Hindered(error)))
             }
             Err(error) => Err(error.into()),
         }
@@ -163,6 +178,7 @@ impl Events {
                 self.gone = Some(Retry {
                     at: Instant::now() + PAUSES.0,
                     pause: PAUSES.0,
+                    is_hindered: false,
                 });
                 Ok(Some(Event::Gone))
             }
@@ -193,6 +209,11 @@ impl Events {
 /// Whether the node may come back.
 pub(crate) fn is_away(error: &Error) -> bool {
     error.is_absent() || matches!(error, Error::Gone { .. })
+}
+
+/// Whether there is something in the node's place that may make way for it.
+fn is_hindrance(error: &Error) -> bool {
+    matches!(error, Error::NotANode { .. } | Error::NoPermission { .. })
 }
 
 /// A stream that has a byte to read after each signal.

@@ -43,6 +43,7 @@ pub(crate) fn run(place: &Place, options: &Exec) -> anyhow::Result<ExitCode> {
         } else {
             Reach::Group
         },
+        running: None,
         is_ending: false,
     };
     supervisor.run()
@@ -52,98 +53,132 @@ struct Supervisor<'a> {
     events: Events,
     options: &'a Exec,
     reach: Reach,
+    /// The command. However all of this ends, it does not run on.
+    running: Option<Running>,
     /// Somebody wants all of this to end: there is no other start.
     is_ending: bool,
 }
 
 impl Supervisor<'_> {
     fn run(&mut self) -> anyhow::Result<ExitCode> {
-        let mut running = match self.start() {
-            Ok(running) => running,
-            Err(code) => return Ok(code),
-        };
+        let ended = self.supervise();
+        if ended.is_err() && self.running.is_some() {
+            output::note(DOUBTFUL, "cannot go on: ending the command");
+            // What has failed is said by the caller. From here on only signals and the time count.
+            self.events.leave_node();
+            if self.stop(None).is_err()
+                && let Some(running) = self.running.take()
+            {
+                let _ = running.signal(Signal::KILL);
+                let _ = running.reap();
+            }
+        }
+        ended
+    }
+
+    fn supervise(&mut self) -> anyhow::Result<ExitCode> {
+        if let Err(code) = self.start() {
+            return Ok(code);
+        }
         loop {
-            if running.has_ended()? {
-                return Ok(ExitCode::from(child::code_of(running.reap()?)));
+            if self.has_ended()? {
+                return Ok(ExitCode::from(child::code_of(self.reap()?)));
             }
             match self.events.next(None)? {
                 Event::Signal(Signal::CHILD) | Event::TimeOut => {}
                 Event::Signal(signal) => {
                     self.is_ending |= signal == Signal::TERM;
-                    self.pass_on(signal, &running)?;
+                    self.pass_on(signal)?;
                 }
                 Event::Gone => self.say_gone(),
+                Event::Hindered(error) => self.say_hindered(&error),
                 Event::Changed(_) | Event::Back(_) if self.is_ending => {}
                 Event::Changed(change) | Event::Back(change) => {
                     let mut next = Some(change);
                     while let Some(change) = next {
-                        let (status, latest) = self.stop(running, change)?;
+                        let (status, latest) = self.stop(Some(change))?;
                         if self.is_ending {
                             return Ok(ExitCode::from(child::code_of(status)));
                         }
-                        running = match self.start() {
-                            Ok(running) => running,
-                            Err(code) => return Ok(code),
-                        };
-                        next = acknowledge(latest)?;
+                        if let Err(code) = self.start() {
+                            return Ok(code);
+                        }
+                        next = latest.map(acknowledge).transpose()?.flatten();
                     }
                 }
             }
         }
     }
 
+    fn signal(&self, signal: Signal) -> io::Result<()> {
+        self.running
+            .as_ref()
+            .map_or(Ok(()), |running| running.signal(signal))
+    }
+
+    fn has_ended(&self) -> io::Result<bool> {
+        self.running.as_ref().map_or(Ok(true), Running::has_ended)
+    }
+
+    fn reap(&mut self) -> io::Result<std::process::ExitStatus> {
+        let running = self.running.take();
+        running.ok_or(io::ErrorKind::NotFound)?.reap()
+    }
+
     /// Starts the command, or says why not and which exit code that is.
-    fn start(&self) -> Result<Running, ExitCode> {
+    fn start(&mut self) -> Result<(), ExitCode> {
         let program = &self.options.command[0];
         let mut command = Command::new(program);
         command.args(&self.options.command[1..]);
-        Running::start(&mut command, self.reach).map_err(|error| {
+        let started = Running::start(&mut command, self.reach).map_err(|error| {
             output::complain(&format!("cannot run {}: {error}", program.display()));
             ExitCode::from(match error.kind() {
                 io::ErrorKind::NotFound => NOT_FOUND,
                 _ => CANNOT_RUN,
             })
-        })
+        })?;
+        self.running = Some(started);
+        Ok(())
     }
 
     /// Has the command end. Returns how it did, and the latest change.
     fn stop(
         &mut self,
-        running: Running,
-        change: Change,
-    ) -> anyhow::Result<(std::process::ExitStatus, Change)> {
+        change: Option<Change>,
+    ) -> anyhow::Result<(std::process::ExitStatus, Option<Change>)> {
         let mut change = change;
-        output::note(
-            FAINT,
-            &format!("generation {}: starting anew", change.generation()),
-        );
-        running.signal(signal_of(self.options.signal))?;
+        if let Some(change) = &change {
+            let text = format!("generation {}: starting anew", change.generation());
+            output::note(FAINT, &text);
+        }
+        self.signal(signal_of(self.options.signal))?;
         // A grace that no clock can show is as good as for ever.
         let mut deadline = Instant::now().checked_add(self.options.grace);
-        while !running.has_ended()? {
+        while !self.has_ended()? {
             match self.events.next(deadline)? {
                 Event::Signal(Signal::CHILD) => {}
                 Event::Signal(signal) => {
                     self.is_ending |= matches!(signal, Signal::TERM | Signal::INT);
-                    self.pass_on(signal, &running)?;
+                    self.pass_on(signal)?;
                 }
-                Event::Changed(newer) | Event::Back(newer) => change = newer,
+                Event::Changed(newer) | Event::Back(newer) => change = Some(newer),
                 Event::Gone => self.say_gone(),
+                Event::Hindered(error) => self.say_hindered(&error),
                 Event::TimeOut => {
                     output::note(DOUBTFUL, "the command does not end: killing it");
-                    running.signal(Signal::KILL)?;
+                    self.signal(Signal::KILL)?;
                     deadline = None;
                 }
             }
         }
         if self.reach == Reach::Group {
             // What it has left behind belongs to the generation that is over.
-            running.signal(Signal::KILL)?;
+            self.signal(Signal::KILL)?;
         }
-        Ok((running.reap()?, change))
+        Ok((self.reap()?, change))
     }
 
-    fn pass_on(&self, signal: Signal, running: &Running) -> io::Result<()> {
+    fn pass_on(&self, signal: Signal) -> io::Result<()> {
         // What is typed at the terminal has reached the command already.
         let from_terminal = signal == Signal::INT
             && self.reach == Reach::Process
@@ -151,7 +186,14 @@ impl Supervisor<'_> {
         if from_terminal {
             return Ok(());
         }
-        running.signal(signal)
+        self.signal(signal)
+    }
+
+    fn say_hindered(&self, error: &Error) {
+        output::note(
+            DOUBTFUL,
+            &format!("{error}; waiting until the node is back"),
+        );
     }
 
     fn say_gone(&self) {

@@ -44,6 +44,10 @@ pub(crate) fn run(place: &Place, json: bool) -> anyhow::Result<ExitCode> {
                     print(json, "gone", None)?;
                 }
             }
+            Event::Hindered(error) => output::note(
+                DOUBTFUL,
+                &format!("{error}; waiting until the node is back"),
+            ),
             Event::Back(change) => {
                 output::note(
                     DOUBTFUL,

@@ -161,6 +161,10 @@ impl Lookout {
                 let text = format!("the server of {path} has gone; waiting until it is back");
                 log::say(Level::Warning, &text);
             }
+            Event::Hindered(error) => {
+                let text = format!("{error}; waiting until the node is back");
+                log::say(Level::Warning, &text);
+            }
             Event::Back(change) => {
                 let path = self.events.watcher().path().display();
                 let text = format!("{path} is back; what happened meanwhile is not known");

@@ -191,3 +191,43 @@ fn whoever_waits_when_the_server_goes_is_told() {
     kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
     laggard.end().assert_code(0);
 }
+
+#[test]
+#[ignore = "needs a daemon"]
+fn something_else_in_the_place_of_the_node_is_waited_out() {
+    let machine = Machine::new();
+    let mut daemon = Daemon::start(&machine);
+    let node = daemon.node();
+    let script = "echo up $$; exec sleep 1000";
+    let arguments = ["--node", &node, "exec", "--", "/bin/sh", "-c", script];
+    let mut exec = Program::start(&arguments);
+    exec.await_stdout("up");
+    daemon.stop();
+    let file = machine.write("daemon/host/sysgenid", "text");
+    exec.await_stderr("not a node");
+    std::fs::remove_dir_all(file.parent().unwrap()).unwrap();
+    daemon.start_again();
+    exec.await_stdout("up");
+    exec.signal(Signal::TERM);
+    let ended = exec.end().assert_code(128 + 15);
+    assert_eq!(ended.stderr.matches("not a node").count(), 1, "{ended:?}");
+}
+
+#[test]
+#[ignore = "needs a daemon"]
+fn exec_that_cannot_go_on_ends_its_command() {
+    let machine = Machine::new();
+    let mut daemon = Daemon::start(&machine);
+    let node = daemon.node();
+    let script = "echo up $$; exec sleep 1000";
+    let arguments = ["--node", &node, "exec", "--", "/bin/sh", "-c", script];
+    let mut exec = Program::start(&arguments);
+    let pid = exec.await_stdout("up ");
+    daemon.stop();
+    // A path that leads in a circle is none of the errors that are waited out.
+    std::fs::create_dir_all(&daemon.folder).unwrap();
+    std::os::unix::fs::symlink("host", machine.file("daemon/host")).unwrap();
+    exec.await_stderr("cannot go on");
+    exec.end().assert_code(1);
+    assert!(!crate::machine::runs(pid.strip_prefix("up ").unwrap()));
+}
