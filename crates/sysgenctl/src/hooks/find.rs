@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access};
@@ -35,11 +35,13 @@ pub(crate) enum State {
     Masked,
     /// It cannot be a hook, and why.
     Skipped(&'static str),
+    /// It is turned on and cannot run, and why: that is a failure.
+    Broken(String),
 }
 
 /// A folder that cannot be looked at.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot look for hooks in {}: {source}", path.display())]
+#[error("cannot look for hooks in {}", path.display())]
 pub(crate) struct Error {
     path: PathBuf,
     source: io::Error,
@@ -93,8 +95,12 @@ fn judge(name: &OsStr, path: &Path) -> State {
     if name.ends_with('~') || LEFTOVERS.iter().any(|part| name.contains(part)) {
         return State::Skipped("left by an editor or a package manager");
     }
-    let Ok(metadata) = fs::metadata(path) else {
-        return State::Skipped("a link that leads nowhere");
+    let metadata = match fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return State::Broken("a link that leads nowhere".to_owned());
+        }
+        Err(error) => return State::Broken(format!("cannot be looked at: {error}")),
     };
     // /dev/null, by whatever link: no other device is a hook, either.
     if metadata.file_type().is_char_device() || (metadata.is_file() && metadata.len() == 0) {
@@ -103,15 +109,18 @@ fn judge(name: &OsStr, path: &Path) -> State {
     if !metadata.is_file() {
         return State::Skipped("not a file");
     }
-    if access(path, Access::EXEC_OK).is_err() {
+    if metadata.permissions().mode() & 0o111 == 0 {
         return State::Skipped("not executable");
+    }
+    if let Err(errno) = access(path, Access::EXEC_OK) {
+        return State::Broken(format!("cannot be run: {}", io::Error::from(errno)));
     }
     State::Runs
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::symlink;
 
     use super::*;
 
@@ -203,7 +212,6 @@ mod tests {
         }
         write(etc.join("40-d"), "#!/bin/sh\n", 0o644);
         fs::create_dir(etc.join("50-e")).unwrap();
-        symlink("nowhere", etc.join("60-f")).unwrap();
         let reasons: Vec<_> = folders
             .states()
             .into_iter()
@@ -215,16 +223,33 @@ mod tests {
         let left = "left by an editor or a package manager";
         assert_eq!(
             reasons,
-            [
-                "hidden",
-                left,
-                left,
-                left,
-                "not executable",
-                "not a file",
-                "a link that leads nowhere"
-            ]
+            ["hidden", left, left, left, "not executable", "not a file"]
         );
+    }
+
+    #[test]
+    fn a_link_that_cannot_be_followed_is_broken_and_not_turned_off() {
+        let folders = Folders::new();
+        symlink("nowhere", folders.etc.join("10-a")).unwrap();
+        symlink("20-b", folders.etc.join("20-b")).unwrap();
+        let states = folders.states();
+        let nowhere = State::Broken("a link that leads nowhere".to_owned());
+        assert_eq!(states[0].1, nowhere);
+        let State::Broken(reason) = &states[1].1 else {
+            panic!("{states:?}")
+        };
+        assert!(reason.starts_with("cannot be looked at: "), "{reason}");
+    }
+
+    #[test]
+    fn the_reason_of_the_system_is_said_once() {
+        let folders = Folders::new();
+        let file = folders.etc.join("file");
+        write(file.clone(), "text", 0o644);
+        let error = anyhow::Error::from(find(&[file]).unwrap_err());
+        let text = format!("{error:#}");
+        let reason = error.root_cause().to_string();
+        assert_eq!(text.matches(&reason).count(), 1, "{text}");
     }
 
     #[test]

@@ -29,7 +29,7 @@ use self::run::{Lookout, Outcome};
 use crate::FAILURE;
 use crate::cli::RunHooks;
 use crate::events::{Events, is_away};
-use crate::output::{self, FAINT, PLAIN};
+use crate::output::{self, BAD, FAINT, PLAIN};
 use crate::place::Place;
 
 /// Where a hook finds programs, whatever this one was started with.
@@ -102,7 +102,7 @@ impl Runner {
     fn serve(&mut self, generation: Generation) -> anyhow::Result<()> {
         // What does not run is said before there is anything to run.
         if let Err(error) = self.find() {
-            log::say(Level::Warning, &error.to_string());
+            log::say(Level::Warning, &format!("{:#}", anyhow::Error::from(error)));
         }
         let unfinished = self.unfinished(generation);
         let status = unfinished
@@ -231,16 +231,26 @@ impl Runner {
         let hooks = match self.find() {
             Ok(hooks) => hooks,
             Err(error) => {
-                log::say(Level::Warning, &error.to_string());
+                log::say(Level::Warning, &format!("{:#}", anyhow::Error::from(error)));
                 return Ok(vec!["the folder of hooks".into()]);
             }
         };
         let mut failures = Vec::new();
         for hook in hooks {
-            if hook.state != State::Runs || succeeded.contains(&hook.name) {
+            if succeeded.contains(&hook.name) {
                 continue;
             }
             let name = hook.name.to_string_lossy().into_owned();
+            match hook.state {
+                State::Runs => {}
+                State::Masked | State::Skipped(_) => continue,
+                State::Broken(reason) => {
+                    let text = format!("generation {generation}: {name} has failed: {reason}");
+                    log::say(Level::Warning, &text);
+                    failures.push(hook.name);
+                    continue;
+                }
+            }
             tell(&[NotifyState::Status(&format!(
                 "Generation {generation}: running {name}, attempt {attempt}"
             ))]);
@@ -347,13 +357,14 @@ impl Runner {
     fn find(&mut self) -> Result<Vec<Hook>, find::Error> {
         let hooks = find::find(&self.folders)?;
         for hook in &hooks {
-            let text = match hook.state {
+            let (level, text) = match &hook.state {
                 State::Runs => continue,
-                State::Masked => "turned off".to_owned(),
-                State::Skipped(reason) => format!("skipped: {reason}"),
+                State::Masked => (Level::Info, "turned off".to_owned()),
+                State::Skipped(reason) => (Level::Info, format!("skipped: {reason}")),
+                State::Broken(reason) => (Level::Warning, format!("broken: {reason}")),
             };
             if self.said.insert((hook.path.clone(), text.clone())) {
-                log::say(Level::Info, &format!("{}: {text}", hook.path.display()));
+                log::say(level, &format!("{}: {text}", hook.path.display()));
             }
         }
         Ok(hooks)
@@ -371,7 +382,7 @@ struct Listed {
     name: String,
     path: PathBuf,
     state: &'static str,
-    reason: Option<&'static str>,
+    reason: Option<String>,
     overrides: Option<PathBuf>,
 }
 
@@ -381,14 +392,16 @@ fn list(folders: &[PathBuf], json: bool) -> anyhow::Result<ExitCode> {
         .map(|hook| Listed {
             name: hook.name.to_string_lossy().into_owned(),
             path: hook.path,
-            reason: match hook.state {
-                State::Skipped(reason) => Some(reason),
-                _ => None,
+            reason: match &hook.state {
+                State::Skipped(reason) => Some((*reason).to_owned()),
+                State::Broken(reason) => Some(reason.clone()),
+                State::Runs | State::Masked => None,
             },
             state: match hook.state {
                 State::Runs => "runs",
                 State::Masked => "masked",
                 State::Skipped(_) => "skipped",
+                State::Broken(_) => "broken",
             },
             overrides: hook.overrides,
         })
@@ -409,9 +422,13 @@ fn list(folders: &[PathBuf], json: bool) -> anyhow::Result<ExitCode> {
 
 impl Listed {
     fn row(&self) -> (anstyle::Style, Vec<String>) {
-        let style = if self.state == "runs" { PLAIN } else { FAINT };
-        let state = match self.reason {
-            Some(reason) => format!("skipped: {reason}"),
+        let style = match self.state {
+            "runs" => PLAIN,
+            "broken" => BAD,
+            _ => FAINT,
+        };
+        let state = match &self.reason {
+            Some(reason) => format!("{}: {reason}", self.state),
             None => self.state.to_owned(),
         };
         let overrides = self.overrides.as_ref();

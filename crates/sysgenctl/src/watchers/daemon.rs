@@ -24,7 +24,7 @@ pub(crate) enum Error {
          --node /run/sysgenid/<instance>/sysgenid"
     )]
     NotHere,
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}", path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error("{} has a line that is not understood: {line:?}; is the daemon of another version?", path.display())]
     Line { path: PathBuf, line: String },

@@ -472,3 +472,21 @@ fn a_change_comes_before_the_hooks_of_one_that_was_unfinished_and_is_acknowledge
         "{last}"
     );
 }
+
+#[test]
+#[ignore = "needs a node"]
+fn a_link_that_leads_nowhere_is_a_failure_until_it_leads_somewhere() {
+    let machine = Machine::new();
+    let hooks = Hooks::of(&machine);
+    symlink(machine.file("hook"), machine.file("etc/10-linked")).unwrap();
+    hooks.run(&["--once"]).assert_code(1);
+    let mut service = hooks.serve(&[]);
+    machine.bump();
+    let line = service.await_stderr("10-linked has failed");
+    assert!(line.contains("leads nowhere"), "{line}");
+    service.await_stderr("failed: 10-linked; attempt 2");
+    assert_eq!(machine.outdated(), 1);
+    hooks.add("hook", "");
+    service.await_stderr("acknowledged");
+    assert_eq!(machine.outdated(), 0);
+}
