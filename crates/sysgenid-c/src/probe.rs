@@ -216,7 +216,7 @@ pub unsafe extern "C" fn sysgenid_probe_generation(probe: *const Probe) -> u32 {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sysgenid_probe_is_live(probe: *const Probe) -> bool {
     // SAFETY: the caller says that it is an open probe.
-    attempt(|| Ok(unsafe { opened(probe) }?.is_live())).unwrap_or(false)
+    attempt(|| Ok(unsafe { opened(probe) }?.is_live()?)).unwrap_or(false)
 }
 
 /// Whether the probe can change at all: false where sysgenid_probe_open_or_never() found no node, and if probe is

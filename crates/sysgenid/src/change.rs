@@ -8,8 +8,8 @@ use std::time::Duration;
 use sysgenid_core::Generation;
 
 use crate::deadline::Deadline;
-use crate::error::Error;
-use crate::node::Waited;
+use crate::error::{Access, Error};
+use crate::node::{Node, Waited};
 use crate::watcher::Inner;
 
 /// A generation change that a watcher was told of and has not acknowledged.
@@ -24,6 +24,7 @@ use crate::watcher::Inner;
 pub struct Change {
     watcher: Arc<Inner>,
     generation: Generation,
+    is_acknowledged: bool,
 }
 
 /// What there is to do after an acknowledgement.
@@ -67,6 +68,7 @@ impl Change {
         Self {
             watcher,
             generation,
+            is_acknowledged: false,
         }
     }
 
@@ -80,10 +82,14 @@ impl Change {
     /// # Errors
     ///
     /// [`Error::Gone`], [`Error::Io`].
-    pub fn acknowledge(self) -> Result<Acknowledged, Error> {
-        Ok(match self.watcher.acknowledge(self.generation)? {
+    pub fn acknowledge(mut self) -> Result<Acknowledged, Error> {
+        let newer = self.watcher.acknowledge(self.generation)?;
+        self.is_acknowledged = true;
+        Ok(match newer {
             None => Acknowledged::Current,
-            Some(current) => Acknowledged::ChangedAgain(Self::new(self.watcher, current)),
+            Some(current) => {
+                Acknowledged::ChangedAgain(Self::new(Arc::clone(&self.watcher), current))
+            }
         })
     }
 
@@ -162,6 +168,14 @@ impl Change {
     }
 }
 
+impl Drop for Change {
+    fn drop(&mut self) {
+        if !self.is_acknowledged {
+            self.watcher.remind();
+        }
+    }
+}
+
 impl Waiting {
     /// The generation that was acknowledged.
     pub fn generation(&self) -> Generation {
@@ -175,25 +189,37 @@ impl Waiting {
     /// [`Error::Gone`], [`Error::Io`].
     pub fn wait(self, timeout: Option<Duration>) -> Result<Others, Error> {
         let deadline = Deadline::after(timeout);
-        let node = self.watcher.node();
+        let fresh;
+        let node = match self.watcher.node() {
+            // It is outdated for as long as it lives, and could wait for nobody.
+            node if node.access() == Access::Read => {
+                fresh = Node::open(node.path(), Access::Read)?;
+                &fresh
+            }
+            node => node,
+        };
+        // There may have been a change before the fresh one was opened.
+        let mut current = node.generation()?;
         loop {
+            if current != self.generation {
+                let change = Change::new(Arc::clone(&self.watcher), current);
+                return Ok(Others::ChangedAgain(change));
+            }
             match node.wait_watchers(deadline.left())? {
                 Waited::Everybody => return Ok(Others::Settled),
-                Waited::TimedOut => {
-                    let outdated = node.outdated_watchers()?;
-                    return Ok(Others::TimedOut {
-                        outdated,
-                        waiting: self,
-                    });
-                }
                 // By a change, or else by a signal.
-                Waited::Interrupted => {
-                    if let Some(generation) = node.read()? {
-                        let change = Change::new(Arc::clone(&self.watcher), generation);
-                        return Ok(Others::ChangedAgain(change));
+                Waited::Interrupted if !deadline.is_over() => {}
+                Waited::Interrupted | Waited::TimedOut => match node.outdated_watchers()? {
+                    0 => return Ok(Others::Settled),
+                    outdated => {
+                        return Ok(Others::TimedOut {
+                            outdated,
+                            waiting: self,
+                        });
                     }
-                }
+                },
             }
+            current = node.generation()?;
         }
     }
 }

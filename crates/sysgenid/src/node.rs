@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use sysgenid_core::{Generation, abi};
 
@@ -70,6 +70,9 @@ impl Node {
             Err(Errno::NOENT | Errno::NXIO | Errno::NOTDIR) => {
                 return Err(Error::absent(vec![path.to_owned()]));
             }
+            Err(Errno::NODEV) if is_device(path) => {
+                return Err(Error::absent(vec![path.to_owned()]));
+            }
             Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => {
                 return Err(Error::NoPermission {
                     path: path.to_owned(),
@@ -115,6 +118,8 @@ impl Node {
 
     /// The live generation.
     pub(crate) fn generation(&self) -> Result<Generation, Error> {
+        // A page whose server has gone shows the last one for ever, or cannot be looked at.
+        self.outdated_watchers()?;
         Ok(Generation::new(self.map()?.load(Ordering::Acquire)))
     }
 
@@ -188,6 +193,11 @@ fn milliseconds(timeout: Option<Duration>) -> usize {
     let Some(timeout) = timeout else { return 0 };
     let rounded_up = timeout.as_nanos().div_ceil(1_000_000).max(1);
     usize::try_from(rounded_up).unwrap_or(usize::MAX)
+}
+
+fn is_device(path: &Path) -> bool {
+    rustix::fs::stat(path)
+        .is_ok_and(|file| FileType::from_raw_mode(file.st_mode) == FileType::CharacterDevice)
 }
 
 fn path_of_environment() -> Option<PathBuf> {

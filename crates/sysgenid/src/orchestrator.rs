@@ -143,13 +143,13 @@ impl Orchestrator {
             let generation = node.generation()?;
             match node.wait_watchers(deadline.left())? {
                 Waited::Everybody => return Ok(Settlement::Settled(generation)),
-                Waited::TimedOut => {
-                    return Ok(Settlement::TimedOut {
-                        outdated: self.outdated_watchers()?,
-                    });
-                }
                 // By another change, or by a signal.
-                Waited::Interrupted => {}
+                Waited::Interrupted if !deadline.is_over() => {}
+                Waited::Interrupted | Waited::TimedOut => match node.outdated_watchers()? {
+                    // The last one has acknowledged at the last moment.
+                    0 => return Ok(Settlement::Settled(node.generation()?)),
+                    outdated => return Ok(Settlement::TimedOut { outdated }),
+                },
             }
         }
     }

@@ -3,7 +3,7 @@
 //! The mapped page: asking whether the machine was restored costs a load.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, compiler_fence};
 use std::time::{Duration, Instant};
 
 use sysgenid_core::Generation;
@@ -186,6 +186,8 @@ impl Probe {
     /// come between the check and the use, however close they are.
     #[inline]
     pub fn has_changed(&self, since: &Stamp) -> bool {
+        // A look after use is to be after it in the program as it runs, not only as it is written.
+        compiler_fence(Ordering::SeqCst);
         self.generation.load(Ordering::Relaxed) != since.generation
             || self
                 .counter
@@ -201,7 +203,9 @@ impl Probe {
     /// most, for a machine on which nobody bumps the generation. In an asynchronous program call it where a thread may
     /// block.
     ///
-    /// It cannot tell one restore from two. If nobody has looked between them, and the notice of the second is still
+    /// It can tell only what came after `since`. A stamp that was taken between the hypervisor's word and the notice, by a
+    /// program that was just started, is one of the new machine already; what is drawn under it comes from the old
+    /// generator, until the notice makes it over. It cannot tell one restore from two, either. If nobody has looked between them, and the notice of the second is still
     /// to come, it returns at once; then the generation changes again when that notice comes, and whatever was made
     /// meanwhile is made anew.
     pub fn stamp_for_rebuild(&self, since: &Stamp) -> Stamp {
@@ -216,14 +220,24 @@ impl Probe {
         }
     }
 
-    /// Whether the node that this probe has mapped is still the one at its path: false once its server has ended
-    /// for good, from when on the probe never changes any more. It takes a system call, so ask now and then, not
-    /// at each use; a [`Watcher`](crate::Watcher) is told. True for a probe that never changes by design.
-    pub fn is_live(&self) -> bool {
-        match &self.source {
-            Source::Node { path, identity, .. } => Node::open(path, Access::Read)
-                .is_ok_and(|node| Identity::of(&node).is_ok_and(|current| current == *identity)),
-            Source::Simulation | Source::Never => true,
+    /// Whether the node that this probe has mapped is still the one at its path: false once its server has ended for
+    /// good, from when on the probe never changes any more. True for a probe that never changes by design.
+    ///
+    /// It opens the node, which takes some system calls, so ask now and then, not at each use; a
+    /// [`Watcher`](crate::Watcher) is told.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoPermission`], [`Error::Io`]: then nobody knows.
+    pub fn is_live(&self) -> Result<bool, Error> {
+        let Source::Node { path, identity, .. } = &self.source else {
+            return Ok(true);
+        };
+        match Node::open(path, Access::Read).and_then(|node| Identity::of(&node)) {
+            Ok(current) => Ok(current == *identity),
+            Err(Error::NotANode { .. }) => Ok(false),
+            Err(error) if error.is_absent() || error.is_gone() => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
@@ -292,7 +306,7 @@ mod tests {
         let probe = Probe::never();
         let stamp = probe.stamp();
         assert!(!probe.has_changed(&stamp));
-        assert!(!probe.can_change() && probe.is_live());
+        assert!(!probe.can_change() && probe.is_live().unwrap());
         assert_eq!(probe.generation(), Generation::START);
     }
 

@@ -76,6 +76,13 @@ impl<R: SeedableRng> SnapSafeRng<R> {
         Ok(())
     }
 
+    /// Whether the machine is still in the generation that it was seeded for: that of all that it has given, if nothing was
+    /// drawn since. Ask after use where what was drawn must not leave a clone.
+    #[inline]
+    pub fn is_current(&self) -> bool {
+        !self.probe.has_changed(&self.stamp)
+    }
+
     #[cold]
     fn reseed(&mut self) -> Result<(), ReseedError> {
         (self.stamp, self.generator) = seed(&self.probe, self.stamp)?;
@@ -132,8 +139,13 @@ impl<R: SeedableRng + Rng> TryRng for SnapSafeRng<R> {
 
     #[inline]
     fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Infallible> {
-        self.current().fill_bytes(bytes);
-        Ok(())
+        loop {
+            self.current().fill_bytes(bytes);
+            // What was filled across a restore is the same in every clone.
+            if self.is_current() {
+                return Ok(());
+            }
+        }
     }
 }
 

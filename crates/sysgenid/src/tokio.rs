@@ -89,7 +89,7 @@ impl AsyncWatcher {
 
     /// Waits for a change that was not acknowledged, as [`Watcher::wait`].
     ///
-    /// Any number of tasks may wait at once, and all are told. It may be cancelled at any time, and loses nothing.
+    /// Tasks may share a watcher as threads may (see [`Watcher`]). It may be cancelled at any time, and loses nothing.
     ///
     /// # Errors
     ///

@@ -18,7 +18,8 @@ const COUNTER_BITS: u32 = 12;
 /// Makes v4 and v7 identifiers ([RFC 9562](https://www.rfc-editor.org/rfc/rfc9562)) from a [`SnapSafeRng`], so that
 /// two clones of one snapshot do not make the same.
 ///
-/// It is `Sync`: one serves all threads, under a lock.
+/// It is `Sync`: one serves all threads, under a lock. After `fork` a child makes the ids that its parent makes: let it
+/// have a generator of its own.
 ///
 /// # Example
 ///

@@ -4,7 +4,8 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
@@ -28,9 +29,9 @@ pub enum Tracking {
 
 /// A watcher of the generation: it is told of each change, and acknowledges it.
 ///
-/// All methods take `&self`, any number of threads may use one watcher at once, and all of them are told of a change.
-/// After `fork` the child has the *same* watcher: an acknowledgement of either is one of both, so a child that keeps
-/// secrets of its own opens its own. The descriptor is closed by `exec`.
+/// **One watcher, one rebuild.** Threads may share a watcher, but an acknowledgement is one for all of them: whoever has
+/// not been told by then is not told any more. So whoever keeps secrets of his own, a thread or a task, opens a watcher of
+/// his own. The same holds after `fork`, which gives the child the *same* watcher. The descriptor is closed by `exec`.
 ///
 /// # Example
 ///
@@ -49,8 +50,8 @@ pub enum Tracking {
 ///
 /// # In an event loop
 ///
-/// The descriptor of [`AsFd`] is readable while there is a change that was not acknowledged. Register it for
-/// reading, and call [`try_changed`](Self::try_changed) when it is reported. With the feature `tokio`,
+/// The descriptor of [`AsFd`] is readable while there is a change that nobody has in hand. Register it for reading, and
+/// call [`try_changed`](Self::try_changed) when it is reported. With the feature `tokio`,
 /// [`AsyncWatcher`](crate::AsyncWatcher) does it.
 #[derive(Debug)]
 pub struct Watcher(pub(crate) Arc<Inner>);
@@ -58,11 +59,17 @@ pub struct Watcher(pub(crate) Arc<Inner>);
 #[derive(Debug)]
 pub(crate) struct Inner {
     node: Node,
-    /// For a watcher that cannot acknowledge, and so stays outdated from the first change on: an epoll instance
-    /// that reports each change once.
-    edges: Option<OwnedFd>,
+    /// For a watcher that cannot write, and so stays outdated from the first change on.
+    reader: Option<Reader>,
+}
+
+/// What makes a watcher that cannot write behave as if it could.
+#[derive(Debug)]
+struct Reader {
+    /// An epoll instance that is readable while there is something to do.
+    edges: OwnedFd,
     /// The generation that was acknowledged last, or that there was at the start.
-    acknowledged: Mutex<Generation>,
+    acknowledged: AtomicU32,
 }
 
 impl Watcher {
@@ -89,18 +96,11 @@ impl Watcher {
     }
 
     fn of(node: Node) -> Result<Self, Error> {
-        let edges = match node.access() {
+        let reader = match node.access() {
             Access::ReadWrite => None,
-            Access::Read => {
-                Some(report_each_change(&node).map_err(|errno| node.failed("poll", errno))?)
-            }
+            Access::Read => Some(Reader::new(&node)?),
         };
-        let acknowledged = Mutex::new(node.generation()?);
-        Ok(Self(Arc::new(Inner {
-            node,
-            edges,
-            acknowledged,
-        })))
+        Ok(Self(Arc::new(Inner { node, reader })))
     }
 
     /// The current generation.
@@ -109,8 +109,7 @@ impl Watcher {
     ///
     /// [`Error::Gone`], [`Error::Io`].
     pub fn generation(&self) -> Result<Generation, Error> {
-        let acknowledged = self.0.acknowledged();
-        Ok(self.0.node.read()?.unwrap_or(*acknowledged))
+        self.0.node.generation()
     }
 
     /// Sleeps until there is a change that was not acknowledged. It returns at once while there is one, the latest.
@@ -150,8 +149,7 @@ impl Watcher {
 
     /// The latest change that was not acknowledged, if there is one, without sleeping.
     ///
-    /// A watcher that is tracked gets it again at each call until it has acknowledged. One that is not tracked gets
-    /// each change once.
+    /// It is the same again at each call until it is acknowledged.
     ///
     /// # Errors
     ///
@@ -178,7 +176,8 @@ impl Watcher {
 
     /// Opens the node again after [`Error::Gone`], at the same path, as soon as it is back; for ever without a
     /// time-out. The change that this returns stands for whatever happened meanwhile, which nobody can know:
-    /// rebuild, and acknowledge. The descriptor is another one, so register it anew.
+    /// rebuild, and acknowledge. The new watcher is current, so nobody waits for it meanwhile, and this change does not
+    /// come again if it is dropped. The descriptor is another one, so register it anew.
     ///
     /// # Errors
     ///
@@ -267,41 +266,18 @@ impl Inner {
     }
 
     fn pollable(&self) -> BorrowedFd<'_> {
-        match &self.edges {
-            Some(edges) => edges.as_fd(),
+        match &self.reader {
+            Some(reader) => reader.edges.as_fd(),
             None => self.node.as_fd(),
         }
     }
 
-    fn acknowledged(&self) -> MutexGuard<'_, Generation> {
-        // A number is whole whoever panicked.
-        self.acknowledged
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The generation of the latest change that was not acknowledged, or not reported yet.
+    /// The generation of the latest change that was not acknowledged.
     fn next(&self) -> Result<Option<Generation>, Error> {
-        if let Some(edges) = &self.edges {
-            let mut events = Vec::with_capacity(1);
-            let at_once = Timespec::default();
-            let reported = rustix::io::retry_on_intr(|| {
-                epoll::wait(
-                    edges,
-                    rustix::buffer::spare_capacity(&mut events),
-                    Some(&at_once),
-                )
-            })
-            .map_err(|errno| self.node.failed("poll", errno))?;
-            if reported == 0 {
-                return Ok(None);
-            }
+        match &self.reader {
+            Some(reader) => reader.next(&self.node),
+            None => self.node.read(),
         }
-        let generation = self.node.read()?;
-        if let (Some(generation), true) = (generation, self.edges.is_some()) {
-            *self.acknowledged() = generation;
-        }
-        Ok(generation)
     }
 
     /// Sleeps until there may be a change.
@@ -323,19 +299,27 @@ impl Inner {
         Ok(())
     }
 
+    /// A change was dropped: the descriptor is to be readable again. With one that can write it has been all the time.
+    pub(crate) fn remind(&self) {
+        if let Some(reader) = &self.reader {
+            reader.remind(&self.node);
+        }
+    }
+
     /// Acknowledges a generation. Returns the current one if it is another.
     pub(crate) fn acknowledge(&self, generation: Generation) -> Result<Option<Generation>, Error> {
-        if self.edges.is_some() {
-            // Nobody waits for it.
-            return Ok(self.node.read()?.filter(|current| *current != generation));
+        if let Some(reader) = &self.reader {
+            return reader.acknowledge(&self.node, generation);
         }
-        let mut acknowledged = self.acknowledged();
         if self.node.write(generation)? {
-            *acknowledged = generation;
             return Ok(None);
         }
-        // If another thread has acknowledged the current one meanwhile, there is nothing to read.
-        self.node.read()
+        if let Some(current) = self.node.read()? {
+            return Ok(Some(current));
+        }
+        // Somebody who shares the watcher has acknowledged a newer one, for which the caller has not rebuilt.
+        let current = self.node.generation()?;
+        Ok((current != generation).then_some(current))
     }
 }
 
@@ -345,13 +329,64 @@ impl AsFd for Inner {
     }
 }
 
-fn report_each_change(node: &Node) -> rustix::io::Result<OwnedFd> {
-    let edges = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    epoll::add(
-        &edges,
-        node,
-        epoll::EventData::new_u64(0),
-        epoll::EventFlags::IN | epoll::EventFlags::ET,
-    )?;
-    Ok(edges)
+impl Reader {
+    fn new(node: &Node) -> Result<Self, Error> {
+        let failed = |errno| node.failed("poll", errno);
+        let edges = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
+        epoll::add(&edges, node, TOKEN, EACH_CHANGE).map_err(failed)?;
+        let acknowledged = AtomicU32::new(node.generation()?.get());
+        Ok(Self {
+            edges,
+            acknowledged,
+        })
+    }
+
+    fn next(&self, node: &Node) -> Result<Option<Generation>, Error> {
+        // Before the look: a change that comes after it is reported anew.
+        self.settle(node)?;
+        let acknowledged = self.acknowledged.load(Ordering::Relaxed);
+        match node.read() {
+            Ok(current) => Ok(current.filter(|current| current.get() != acknowledged)),
+            Err(error) => {
+                // Everybody who waits is to hear of it.
+                self.remind(node);
+                Err(error)
+            }
+        }
+    }
+
+    fn acknowledge(
+        &self,
+        node: &Node,
+        generation: Generation,
+    ) -> Result<Option<Generation>, Error> {
+        self.settle(node)?;
+        let newer = node.read()?.filter(|current| *current != generation);
+        if newer.is_none() {
+            self.acknowledged.store(generation.get(), Ordering::Relaxed);
+        }
+        Ok(newer)
+    }
+
+    /// Takes in what was reported: the descriptor is not readable until the next change.
+    fn settle(&self, node: &Node) -> Result<(), Error> {
+        let mut events = Vec::with_capacity(1);
+        let at_once = Timespec::default();
+        rustix::io::retry_on_intr(|| {
+            let buffer = rustix::buffer::spare_capacity(&mut events);
+            epoll::wait(&self.edges, buffer, Some(&at_once))
+        })
+        .map(drop)
+        .map_err(|errno| node.failed("poll", errno))
+    }
+
+    /// Has it reported again. It fails only where there is nothing to poll any more.
+    fn remind(&self, node: &Node) {
+        let _ = epoll::modify(&self.edges, node, TOKEN, EACH_CHANGE);
+    }
 }
+
+/// There is one file in the instance.
+const TOKEN: epoll::EventData = epoll::EventData::new_u64(0);
+
+const EACH_CHANGE: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::ET);

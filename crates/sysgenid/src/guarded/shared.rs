@@ -87,6 +87,8 @@ impl<T, E, S: Source> Shared<T, E, S> {
 
     /// The value of the current generation, and its stamp. One caller rebuilds it if need be, and the others wait.
     pub(super) fn current(&self) -> Result<(S::Stamp, Arc<T>), E> {
+        // Dropped after the lock is released, for what it does then is its own affair.
+        let _stale;
         // Whoever panicked while it was rebuilt has left no value.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(value) = &state.value {
@@ -95,7 +97,7 @@ impl<T, E, S: Source> Shared<T, E, S> {
             }
         }
         // Gone, whatever happens.
-        state.value = None;
+        _stale = state.value.take();
         loop {
             state.stamp = self.source.stamp_for_rebuild(&state.stamp);
             let value = (self.rebuild)(S::generation(&state.stamp))?;

@@ -66,13 +66,14 @@ fn a_guarded_value_is_rebuilt_in_a_forked_child() {
 fn after_a_fork_parent_and_child_have_the_same_watcher() {
     let machine = Machine::new();
     let watcher = tracked();
-    machine.bump();
+    let generation = machine.bump();
     let status = in_child(|| {
         let change = watcher.try_changed().unwrap().expect("a change");
         matches!(change.acknowledge(), Ok(Acknowledged::Current))
     });
     assert_eq!(status(), 0);
     assert!(watcher.try_changed().unwrap().is_none());
+    assert_eq!(watcher.generation().unwrap(), generation);
     machine.assert_outdated(0);
 }
 

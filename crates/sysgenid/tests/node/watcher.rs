@@ -33,7 +33,7 @@ fn everybody_waits_for_a_tracked_watcher_until_it_acknowledges() {
 
 #[test]
 #[ignore = "needs a node"]
-fn nobody_waits_for_an_untracked_watcher_which_is_told_of_each_change_once() {
+fn nobody_waits_for_an_untracked_watcher_which_is_told_of_each_change() {
     let machine = Machine::new();
     let watcher = untracked();
     assert_eq!(watcher.tracking(), Tracking::Untracked);
@@ -109,6 +109,11 @@ fn an_untracked_watcher_is_told_of_a_change_in_the_middle_as_well() {
         panic!("the second change went unnoticed");
     };
     assert_eq!(newer.generation(), latest);
+    assert!(matches!(
+        newer.acknowledge().unwrap(),
+        Acknowledged::Current
+    ));
+    assert!(watcher.wait_timeout(QUIET).unwrap().is_none(), "told twice");
 }
 
 #[test]
@@ -154,14 +159,17 @@ fn a_rebuild_that_fails_acknowledges_nothing_and_the_change_comes_again() {
 #[ignore = "needs a node"]
 fn a_change_that_is_dropped_comes_again() {
     let machine = Machine::new();
-    let watcher = tracked();
-    let generation = machine.bump();
-    for _ in 0..2 {
-        let change = watcher.try_changed().unwrap().expect("a change");
-        assert_eq!(change.generation(), generation);
-        drop(change);
+    for tracking in [Tracking::Tracked, Tracking::Untracked] {
+        let watcher = Watcher::open(tracking).unwrap();
+        let generation = machine.bump();
+        for _ in 0..2 {
+            let change = watcher.wait_timeout(QUIET).unwrap().expect("a change");
+            assert_eq!(change.generation(), generation);
+            drop(change);
+        }
+        acknowledge(&watcher);
+        assert!(watcher.wait_timeout(QUIET).unwrap().is_none());
     }
-    machine.assert_outdated(1);
 }
 
 #[test]
@@ -206,14 +214,15 @@ fn the_descriptor_is_readable_while_there_is_something_to_do() {
         assert!(!is_readable(&acknowledging) && !is_readable(&looking));
         machine.bump();
         assert!(is_readable(&acknowledging) && is_readable(&looking));
-        assert!(looking.try_changed().unwrap().is_some());
-        let change = acknowledging.try_changed().unwrap().expect("a change");
-        assert!(is_readable(&acknowledging));
-        assert!(!is_readable(&looking), "it was told");
-        assert!(matches!(
-            change.acknowledge().unwrap(),
-            Acknowledged::Current
-        ));
+        for watcher in [&acknowledging, &looking] {
+            drop(watcher.try_changed().unwrap().expect("a change"));
+            assert!(is_readable(watcher), "it has not acknowledged");
+            let change = watcher.try_changed().unwrap().expect("a change");
+            assert!(matches!(
+                change.acknowledge().unwrap(),
+                Acknowledged::Current
+            ));
+        }
     }
 }
 
@@ -281,4 +290,44 @@ fn whoever_waits_for_others_hears_of_another_change() {
         ));
     });
     drop(late);
+}
+
+#[test]
+#[ignore = "needs a node"]
+fn whoever_shares_a_watcher_hears_that_the_other_acknowledged_a_newer_change() {
+    let machine = Machine::new();
+    let watcher = tracked();
+    machine.bump();
+    let slow = watcher.wait().unwrap();
+    let latest = machine.bump();
+    assert_eq!(acknowledge(&watcher), latest);
+    let Acknowledged::ChangedAgain(newer) = slow.acknowledge().unwrap() else {
+        panic!("it would keep the secrets of the first change");
+    };
+    assert_eq!(newer.generation(), latest);
+    assert!(matches!(
+        newer.acknowledge().unwrap(),
+        Acknowledged::Current
+    ));
+}
+
+#[test]
+#[ignore = "needs a node"]
+fn an_untracked_watcher_can_wait_for_others_too() {
+    let machine = Machine::new();
+    let (watcher, late) = (untracked(), tracked());
+    machine.bump();
+    let change = watcher.wait().unwrap();
+    let Others::TimedOut {
+        outdated: 1,
+        waiting,
+    } = change.acknowledge_and_wait(Some(QUIET)).unwrap()
+    else {
+        panic!("the late one was overlooked");
+    };
+    acknowledge(&late);
+    assert!(matches!(
+        waiting.wait(Some(PATIENCE)).unwrap(),
+        Others::Settled
+    ));
 }

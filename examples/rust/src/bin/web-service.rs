@@ -159,7 +159,7 @@ async fn ready(State(service): State<Arc<Service>>) -> (StatusCode, String) {
     let acknowledged = *lock(&service.acknowledged);
     let refused = if service.probe.has_changed(&acknowledged) {
         format!("rebuilding for generation {}", service.probe.generation())
-    } else if !service.probe.is_live() {
+    } else if !service.probe.is_live().unwrap_or(true) {
         "the node has gone".into()
     } else {
         let generation = acknowledged.generation();
