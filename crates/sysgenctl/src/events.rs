@@ -59,8 +59,12 @@ impl Events {
     /// Takes over a watcher and these signals, which do not do from now on what they do else.
     pub(crate) fn new(watcher: Watcher, signals: &[Signal]) -> anyhow::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("cannot make an epoll")?;
+        let ignored = std::fs::read_to_string("/proc/self/status")
+            .map_or(0, |status| ignored_signals(&status));
         let signals = signals
             .iter()
+            // What nohup, or a shell for what it runs in the background, ignores stays ignored, by the children too.
+            .filter(|&&signal| signal == Signal::CHILD || !is_in(ignored, signal))
             .map(|&signal| Ok((signal, receive(signal)?)))
             .collect::<anyhow::Result<Vec<_>>>()?;
         for (index, (_, stream)) in (0..).zip(&signals) {
@@ -216,6 +220,18 @@ fn is_hindrance(error: &Error) -> bool {
     matches!(error, Error::NotANode { .. } | Error::NoPermission { .. })
 }
 
+/// The set of the signals that a process ignores, by its `status` in /proc.
+fn ignored_signals(status: &str) -> u64 {
+    let mut lines = status.lines();
+    lines
+        .find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok())
+        .unwrap_or(0)
+}
+
+fn is_in(set: u64, signal: Signal) -> bool {
+    set >> (signal.as_raw() - 1) & 1 == 1
+}
+
 /// A stream that has a byte to read after each signal.
 fn receive(signal: Signal) -> anyhow::Result<UnixStream> {
     let (reader, writer) = UnixStream::pair().context("cannot make a pair of sockets")?;
@@ -223,4 +239,17 @@ fn receive(signal: Signal) -> anyhow::Result<UnixStream> {
     signal_hook::low_level::pipe::register(signal.as_raw(), writer)
         .with_context(|| format!("cannot receive {signal:?}"))?;
     Ok(reader)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ignored_signals_are_read_from_the_status() {
+        let set = ignored_signals("SigBlk:\t0000000000000002\nSigIgn:\t0000000000001001\n");
+        assert!(is_in(set, Signal::HUP) && is_in(set, Signal::PIPE));
+        assert!(!is_in(set, Signal::INT) && !is_in(set, Signal::TERM));
+        assert_eq!(ignored_signals(""), 0);
+    }
 }

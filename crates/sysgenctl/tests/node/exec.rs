@@ -5,7 +5,7 @@
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::machine::{Machine, eventually, runs};
-use crate::program::{Program, run};
+use crate::program::{Program, run, sysgenctl};
 
 /// Prints its number, and then does nothing until it is ended.
 const SLEEPS: &str = "echo up $$; exec sleep 1000";
@@ -137,4 +137,22 @@ fn the_exit_code_of_the_command_is_that_of_exec() {
     run(&["exec", "--", "/no/such/command"]).assert_code(127);
     let file = machine.write("file", "not executable");
     run(&["exec", "--", file.to_str().unwrap()]).assert_code(126);
+}
+
+#[test]
+#[ignore = "needs a node"]
+fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
+    let machine = Machine::new();
+    let exec = sysgenctl(&["exec", "--", "/bin/sh", "-c", SLEEPS]);
+    let mut shell = std::process::Command::new("/bin/sh");
+    shell.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]);
+    shell.arg(exec.get_program()).args(exec.get_args());
+    let mut exec = Program::of(&mut shell);
+    let pid = await_up(&mut exec);
+    exec.signal(Signal::HUP);
+    machine.bump();
+    assert_ne!(await_up(&mut exec), pid);
+    exec.signal(Signal::TERM);
+    let ended = exec.end().assert_code(128 + 15);
+    assert!(ended.stderr.contains("starting anew"), "{ended:?}");
 }
