@@ -45,7 +45,7 @@ const SETTLED: [&str; 2] = ["sysgenid-settled.service", "sysgenid-settled.target
 const PATIENCE_WITH_SYSTEMD: Duration = Duration::from_secs(5);
 
 /// What `systemctl` returns where there are no such units.
-const NO_SUCH_UNIT: &str = "exit status 5";
+const NO_SUCH_UNIT: i32 = 5;
 
 pub(crate) fn run(place: &Place, options: &RunHooks) -> anyhow::Result<ExitCode> {
     let folders = folders(options);
@@ -255,7 +255,8 @@ impl Runner {
                 "Generation {generation}: running {name}, attempt {attempt}"
             ))]);
             let mut command = self.command(&hook.path, generation, attempt);
-            match self.lookout.supervise(&mut command, self.limit, current)? {
+            let outcome = self.lookout.supervise(&mut command, self.limit, current)?;
+            match outcome {
                 Outcome::Succeeded => {
                     log::say(
                         Level::Info,
@@ -263,7 +264,8 @@ impl Runner {
                     );
                     succeeded.insert(hook.name);
                 }
-                Outcome::Failed(reason) => {
+                Outcome::Failed(_) | Outcome::Exited(_) => {
+                    let reason = outcome.failure().unwrap_or_default();
                     log::say(
                         Level::Warning,
                         &format!("generation {generation}: {name} has failed: {reason}"),
@@ -344,8 +346,8 @@ impl Runner {
         let asked =
             self.lookout
                 .supervise(&mut command, PATIENCE_WITH_SYSTEMD, Some(generation))?;
-        if let Outcome::Failed(reason) = asked
-            && reason != NO_SUCH_UNIT
+        if let Some(reason) = asked.failure()
+            && !has_no_such_unit(&asked)
         {
             let text = format!("systemctl try-restart {}: {reason}", SETTLED.join(" "));
             log::say(Level::Warning, &text);
@@ -369,6 +371,11 @@ impl Runner {
         }
         Ok(hooks)
     }
+}
+
+/// Whether `systemctl` says that there is nothing to stop.
+fn has_no_such_unit(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Exited(status) if status.code() == Some(NO_SUCH_UNIT))
 }
 
 fn tell(states: &[NotifyState<'_>]) {
@@ -439,5 +446,23 @@ impl Listed {
             overrides.map_or_else(String::new, |path| path.display().to_string()),
         ];
         (style, cells)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
+    use super::*;
+
+    #[test]
+    fn that_there_is_no_unit_is_known_by_the_number_and_not_by_the_text() {
+        let exited = |code| Outcome::Exited(ExitStatus::from_raw(code << 8));
+        assert!(has_no_such_unit(&exited(5)));
+        assert!(!has_no_such_unit(&exited(4)));
+        assert!(!has_no_such_unit(&Outcome::Failed(
+            "exit status 5".to_owned()
+        )));
     }
 }

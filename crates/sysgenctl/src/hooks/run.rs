@@ -2,7 +2,7 @@
 
 //! Runs one hook within its time, and hears meanwhile of changes and of the wish to stop.
 
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -24,8 +24,21 @@ pub(super) enum Outcome {
     Succeeded,
     /// It did not do its work, and why.
     Failed(String),
+    /// It ended by itself, and not well.
+    Exited(ExitStatus),
     /// It was ended because all of this ends.
     Stopped,
+}
+
+impl Outcome {
+    /// Why the work was not done, if it was not.
+    pub(super) fn failure(&self) -> Option<String> {
+        match self {
+            Self::Failed(reason) => Some(reason.clone()),
+            Self::Exited(status) => Some(describe(*status)),
+            Self::Succeeded | Self::Stopped => None,
+        }
+    }
 }
 
 /// Whoever hears of everything while hooks run and while they do not.
@@ -114,7 +127,7 @@ impl Lookout {
                 limit.as_secs_f64()
             )),
             Phase::Runs if status.success() => Outcome::Succeeded,
-            Phase::Runs => Outcome::Failed(describe(status)),
+            Phase::Runs => Outcome::Exited(status),
         })
     }
 
