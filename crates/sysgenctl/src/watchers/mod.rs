@@ -73,7 +73,9 @@ pub(crate) fn run(place: &Place, only_outdated: bool, json: bool) -> anyhow::Res
     } else {
         if !list.watchers.is_empty() {
             output::line(&list.table())?;
-        } else if !only_outdated {
+        } else if only_outdated {
+            output::line("nobody is late, as far as can be seen")?;
+        } else {
             output::line("nobody watches, as far as can be seen")?;
         }
         for remark in list.remarks() {
