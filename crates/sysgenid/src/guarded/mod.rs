@@ -4,9 +4,10 @@
 
 mod shared;
 
-use std::cell::{self, RefCell};
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::fmt;
+use std::mem;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -29,6 +30,7 @@ use crate::probe::{Probe, Stamp};
 ///
 /// Each thread keeps the value that it used last, for speed. So an old value is dropped when every thread that had
 /// it has called again, or when the `Guarded` is dropped: an idle thread of a pool keeps it for as long as it is idle.
+/// A thread that uses the value in two places at once, one inside of the other, may take a lock for the second.
 /// It is never *returned* again after a change. Whoever must see to it that old keys are wiped uses
 /// [`get_owned`](Guarded::get_owned) alone, which keeps nothing for a thread.
 ///
@@ -59,19 +61,37 @@ use crate::probe::{Probe, Stamp};
 pub struct Guarded<T: Send + Sync, E = Infallible> {
     shared: Shared<T, E, Probe>,
     /// The value that each thread used last.
-    cache: ThreadLocal<RefCell<Option<Cached<T>>>>,
+    slots: ThreadLocal<Slot<T>>,
 }
 
-struct Cached<T> {
-    stamp: Stamp,
-    value: Arc<T>,
+/// A value of some generation.
+type Made<T> = shared::Made<T, Stamp>;
+
+/// Where a thread keeps the value that it used last. Each use takes it out and puts it back, which is less work than to
+/// count the uses.
+struct Slot<T>(Cell<Option<Arc<Made<T>>>>);
+
+impl<T> Default for Slot<T> {
+    fn default() -> Self {
+        Self(Cell::new(None))
+    }
 }
 
-impl<T> Clone for Cached<T> {
-    fn clone(&self) -> Self {
-        Self {
-            stamp: self.stamp,
-            value: Arc::clone(&self.value),
+impl<T> Slot<T> {
+    /// Keeps a value after use.
+    #[inline]
+    fn put_back(&self, made: Arc<Made<T>>, probe: &Probe) {
+        if let Some(other) = self.0.replace(Some(made)) {
+            self.keep_one(other, probe);
+        }
+    }
+
+    /// One was here already, for the thread has used the value in two places at once: keeps the one that is current.
+    #[cold]
+    #[inline(never)]
+    fn keep_one(&self, other: Arc<Made<T>>, probe: &Probe) {
+        if !probe.has_changed(&other.stamp) {
+            drop(self.0.replace(Some(other)));
         }
     }
 }
@@ -111,7 +131,7 @@ impl<T: Send + Sync, E> Guarded<T, E> {
     ) -> Self {
         Self {
             shared: Shared::new(probe, rebuild),
-            cache: ThreadLocal::new(),
+            slots: ThreadLocal::new(),
         }
     }
 
@@ -122,14 +142,16 @@ impl<T: Send + Sync, E> Guarded<T, E> {
     /// What `rebuild` returns. The old value is gone then, and the next call tries again.
     #[inline]
     pub fn try_get(&self) -> Result<Ref<'_, T>, E> {
-        let own = self.cache.get().and_then(|slot| slot.try_borrow().ok());
-        match own.and_then(|own| cell::Ref::filter_map(own, |own| self.current(own)).ok()) {
-            Some(cached) => Ok(Ref {
-                value: Value::Own(cached),
-                probe: self.probe(),
-            }),
-            None => self.fetch(),
-        }
+        let slot = self.slots.get_or_default();
+        let made = match slot.0.take() {
+            Some(made) if !self.probe().has_changed(&made.stamp) => made,
+            outdated => self.fetch(outdated)?,
+        };
+        Ok(Ref {
+            made: Some(made),
+            slot,
+            probe: self.probe(),
+        })
     }
 
     /// As [`get_owned`](Guarded::get_owned).
@@ -138,9 +160,8 @@ impl<T: Send + Sync, E> Guarded<T, E> {
     ///
     /// As [`try_get`](Self::try_get).
     pub fn try_get_owned(&self) -> Result<Owned<T>, E> {
-        let (stamp, value) = self.shared.current()?;
         Ok(Owned {
-            cached: Cached { stamp, value },
+            made: self.shared.current()?,
             probe: self.probe().clone(),
         })
     }
@@ -150,29 +171,13 @@ impl<T: Send + Sync, E> Guarded<T, E> {
         self.shared.source()
     }
 
-    /// What a thread has, if it is of the current generation.
-    #[inline]
-    fn current<'a>(&self, own: &'a Option<Cached<T>>) -> Option<&'a Cached<T>> {
-        own.as_ref()
-            .filter(|own| !self.probe().has_changed(&own.stamp))
-    }
-
-    /// Gets the value that all threads share, has it rebuilt if it must be, and keeps it for this thread.
+    /// Gets the value that all threads share, and has it rebuilt if it must be.
     #[cold]
-    fn fetch(&self) -> Result<Ref<'_, T>, E> {
-        let (stamp, value) = self.shared.current()?;
-        let slot = self.cache.get_or_default();
-        // The thread may be using an older value right now, further up on its stack.
-        if let Ok(mut own) = slot.try_borrow_mut() {
-            *own = Some(Cached {
-                stamp,
-                value: Arc::clone(&value),
-            });
-        }
-        Ok(Ref {
-            value: Value::Shared(Cached { stamp, value }),
-            probe: self.probe(),
-        })
+    #[inline(never)]
+    fn fetch(&self, outdated: Option<Arc<Made<T>>>) -> Result<Arc<Made<T>>, E> {
+        // First, so that it is gone even if no other can be made.
+        drop(outdated);
+        self.shared.current()
     }
 }
 
@@ -188,15 +193,10 @@ impl<T: Send + Sync, E> fmt::Debug for Guarded<T, E> {
 
 /// The value of a [`Guarded`], for as long as this is kept.
 pub struct Ref<'a, T> {
-    value: Value<'a, T>,
+    /// Some until it is dropped.
+    made: Option<Arc<Made<T>>>,
+    slot: &'a Slot<T>,
     probe: &'a Probe,
-}
-
-enum Value<'a, T> {
-    /// What the thread keeps.
-    Own(cell::Ref<'a, Cached<T>>),
-    /// A reference of its own to what all threads share.
-    Shared(Cached<T>),
 }
 
 impl<T> Ref<'_, T> {
@@ -206,24 +206,24 @@ impl<T> Ref<'_, T> {
     /// [`get`](Guarded::get) and the use.
     #[inline]
     pub fn is_current(&self) -> bool {
-        !self.probe.has_changed(&self.cached().stamp)
+        !self.probe.has_changed(&self.made().stamp)
     }
 
     /// The generation that the value was made for.
     pub fn generation(&self) -> Generation {
-        self.cached().stamp.generation()
+        self.made().stamp.generation()
     }
 
     /// What the probe saw when the value was made.
     pub fn stamp(&self) -> Stamp {
-        self.cached().stamp
+        self.made().stamp
     }
 
     #[inline]
-    fn cached(&self) -> &Cached<T> {
-        match &self.value {
-            Value::Own(cached) => cached,
-            Value::Shared(cached) => cached,
+    fn made(&self) -> &Made<T> {
+        match &self.made {
+            Some(made) => made,
+            None => unreachable!("it is taken out at the end alone"),
         }
     }
 }
@@ -233,7 +233,19 @@ impl<T> Deref for Ref<'_, T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        &self.cached().value
+        &self.made().value
+    }
+}
+
+impl<T> Drop for Ref<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(made) = self.made.take() {
+            self.slot.put_back(made, self.probe);
+        }
+        // There is nothing left, and the compiler sees it here: so it needs no code to drop the field, and no memory
+        // for it either, which would take as long as all the rest.
+        mem::forget(self.made.take());
     }
 }
 
@@ -245,7 +257,7 @@ impl<T: fmt::Debug> fmt::Debug for Ref<'_, T> {
 
 /// The value of a [`Guarded`], to be kept for as long as one likes.
 pub struct Owned<T> {
-    cached: Cached<T>,
+    made: Arc<Made<T>>,
     probe: Probe,
 }
 
@@ -253,24 +265,24 @@ impl<T> Owned<T> {
     /// Whether the machine is still in the generation that the value was made for; see [`Ref::is_current`].
     #[inline]
     pub fn is_current(&self) -> bool {
-        !self.probe.has_changed(&self.cached.stamp)
+        !self.probe.has_changed(&self.made.stamp)
     }
 
     /// The generation that the value was made for.
     pub fn generation(&self) -> Generation {
-        self.cached.stamp.generation()
+        self.made.stamp.generation()
     }
 
     /// What the probe saw when the value was made.
     pub fn stamp(&self) -> Stamp {
-        self.cached.stamp
+        self.made.stamp
     }
 }
 
 impl<T> Clone for Owned<T> {
     fn clone(&self) -> Self {
         Self {
-            cached: self.cached.clone(),
+            made: Arc::clone(&self.made),
             probe: self.probe.clone(),
         }
     }
@@ -281,7 +293,7 @@ impl<T> Deref for Owned<T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        &self.cached.value
+        &self.made.value
     }
 }
 
@@ -293,8 +305,8 @@ impl<T: fmt::Debug> fmt::Debug for Owned<T> {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use std::sync::Barrier;
     use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::{Barrier, Mutex};
 
     use super::*;
     use crate::testing::SimulatedMachine;
@@ -343,6 +355,42 @@ mod tests {
         assert_eq!((old.generation().get(), new.generation().get()), (0, 1));
         drop((old, new));
         assert_eq!(*guarded.get(), 2);
+    }
+
+    #[test]
+    fn a_thread_keeps_one_value_and_not_the_old_one_whichever_use_ends_first() {
+        let machine = SimulatedMachine::new();
+        let values = Arc::new(Mutex::new(Vec::new()));
+        let made = Arc::clone(&values);
+        let guarded = Guarded::new(machine.probe(), move |_| {
+            let value = Arc::new(());
+            made.lock().unwrap().push(Arc::downgrade(&value));
+            value
+        });
+        let alive = || -> Vec<_> {
+            let values = values.lock().unwrap();
+            values
+                .iter()
+                .map(|value| value.strong_count() > 0)
+                .collect()
+        };
+        let first = guarded.get();
+        machine.restore();
+        let second = guarded.get();
+        drop(first);
+        drop(second);
+        assert_eq!(alive(), [false, true]);
+        let second = guarded.get();
+        machine.restore();
+        let third = guarded.get();
+        drop(third);
+        drop(second);
+        assert_eq!(alive(), [false, false, true]);
+        // And two of one generation are the same.
+        drop((guarded.get(), guarded.get()));
+        assert_eq!(alive(), [false, false, true]);
+        drop(guarded);
+        assert_eq!(alive(), [false, false, false]);
     }
 
     #[test]

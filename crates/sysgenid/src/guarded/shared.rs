@@ -64,8 +64,14 @@ pub(super) struct Shared<T, E, S: Source> {
 struct State<T, Stamp> {
     /// The last stamp under which a value was to be made.
     stamp: Stamp,
-    /// The value that was made under it. None before the first, and after a failure.
-    value: Option<Arc<T>>,
+    /// What was made under it. None before the first, and after a failure.
+    made: Option<Arc<Made<T, Stamp>>>,
+}
+
+/// A value, and the stamp under which it was made.
+pub(super) struct Made<T, Stamp> {
+    pub(super) stamp: Stamp,
+    pub(super) value: T,
 }
 
 impl<T, E, S: Source> Shared<T, E, S> {
@@ -77,7 +83,7 @@ impl<T, E, S: Source> Shared<T, E, S> {
         Self {
             source,
             rebuild: Box::new(rebuild),
-            state: Mutex::new(State { stamp, value: None }),
+            state: Mutex::new(State { stamp, made: None }),
         }
     }
 
@@ -85,27 +91,28 @@ impl<T, E, S: Source> Shared<T, E, S> {
         &self.source
     }
 
-    /// The value of the current generation, and its stamp. One caller rebuilds it if need be, and the others wait.
-    pub(super) fn current(&self) -> Result<(S::Stamp, Arc<T>), E> {
+    /// The value of the current generation. One caller rebuilds it if need be, and the others wait.
+    pub(super) fn current(&self) -> Result<Arc<Made<T, S::Stamp>>, E> {
         // Dropped after the lock is released, for what it does then is its own affair.
         let _stale;
         // Whoever panicked while it was rebuilt has left no value.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(value) = &state.value {
-            if self.source.is_current(&state.stamp) {
-                return Ok((state.stamp, Arc::clone(value)));
+        if let Some(made) = &state.made {
+            if self.source.is_current(&made.stamp) {
+                return Ok(Arc::clone(made));
             }
         }
         // Gone, whatever happens.
-        _stale = state.value.take();
+        _stale = state.made.take();
         loop {
-            state.stamp = self.source.stamp_for_rebuild(&state.stamp);
-            let value = (self.rebuild)(S::generation(&state.stamp))?;
+            let stamp = self.source.stamp_for_rebuild(&state.stamp);
+            state.stamp = stamp;
+            let value = (self.rebuild)(S::generation(&stamp))?;
             // If the machine was restored meanwhile, both clones may have made the same.
-            if self.source.is_current(&state.stamp) {
-                let value = Arc::new(value);
-                state.value = Some(Arc::clone(&value));
-                return Ok((state.stamp, value));
+            if self.source.is_current(&stamp) {
+                let made = Arc::new(Made { stamp, value });
+                state.made = Some(Arc::clone(&made));
+                return Ok(made);
             }
         }
     }
@@ -188,15 +195,16 @@ mod exploration {
                 let (value, page) = (Arc::clone(&value), Arc::clone(&machine.page));
                 thread::spawn(move || {
                     let seen = page.load(Ordering::Acquire);
-                    let (stamp, drawn) = value.current().unwrap();
-                    assert!(stamp >= seen && *drawn >= stamp, "{seen} {stamp} {drawn}");
+                    let made = value.current().unwrap();
+                    let (stamp, drawn) = (made.stamp, made.value);
+                    assert!(stamp >= seen && drawn >= stamp, "{seen} {stamp} {drawn}");
                 })
             };
             // The second may come while the first is dealt with.
             machine.restore();
             machine.restore();
-            let (stamp, drawn) = value.current().unwrap();
-            assert_eq!((stamp, *drawn), (2, 2));
+            let made = value.current().unwrap();
+            assert_eq!((made.stamp, made.value), (2, 2));
             reader.join().unwrap();
         });
     }
@@ -211,10 +219,10 @@ mod exploration {
             let others: Vec<_> = (0..2)
                 .map(|_| {
                     let value = Arc::clone(&value);
-                    thread::spawn(move || assert_eq!(*value.current().unwrap().1, 1))
+                    thread::spawn(move || assert_eq!(value.current().unwrap().value, 1))
                 })
                 .collect();
-            assert_eq!(*value.current().unwrap().1, 1);
+            assert_eq!(value.current().unwrap().value, 1);
             for other in others {
                 other.join().unwrap();
             }
@@ -231,9 +239,9 @@ mod exploration {
             machine.restore();
             let other = {
                 let value = Arc::clone(&value);
-                thread::spawn(move || value.current().map(|(_, drawn)| *drawn))
+                thread::spawn(move || value.current().map(|made| made.value))
             };
-            let mine = value.current().map(|(_, drawn)| *drawn);
+            let mine = value.current().map(|made| made.value);
             let mut both = [mine, other.join().unwrap()];
             both.sort_unstable();
             assert_eq!(both, [Ok(1), Err(1)]);
