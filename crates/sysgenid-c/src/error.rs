@@ -128,8 +128,8 @@ impl From<sysgenid::Error> for Failure {
             sysgenid::Error::NotANode { .. } => (Error::NotANode, libc::ENOTTY),
             sysgenid::Error::Gone { .. } => (Error::Gone, libc::ENODEV),
             sysgenid::Error::NotCapable { .. } => (Error::NotCapable, libc::EACCES),
-            sysgenid::Error::Io { source, .. } => {
-                (Error::Io, source.raw_os_error().unwrap_or(libc::EIO))
+            sysgenid::Error::Io { reason, .. } => {
+                (Error::Io, reason.raw_os_error().unwrap_or(libc::EIO))
             }
             // A cause that the library learned to tell after this was written.
             _ => (Error::Io, libc::EIO),

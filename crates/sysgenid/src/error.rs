@@ -19,13 +19,16 @@ pub enum Error {
     /// Nothing serves a node on this machine. Load the kernel module `sysgenid`, start the daemon `sysgenidd`,
     /// or go on without ([`Probe::open_or_never`](crate::Probe::open_or_never)).
     #[error(
-        "there is no {}: load the kernel module sysgenid or start the daemon sysgenidd (sysgenctl doctor says \
+        "there is no {}{}: load the kernel module sysgenid or start the daemon sysgenidd (sysgenctl doctor says \
          what this machine lacks)",
-        Paths(tried)
+        Paths(tried),
+        if *by_environment { ", which SYSGENID_PATH names" } else { "" }
     )]
     NoNode {
         /// Where it was looked for.
         tried: Vec<PathBuf>,
+        /// Whether the environment variable `SYSGENID_PATH` said so.
+        by_environment: bool,
     },
 
     /// Nothing serves a node, and on this kernel nothing could: the daemon needs Linux 6.9.
@@ -81,14 +84,15 @@ pub enum Error {
     },
 
     /// The system refused something for a reason of its own.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {reason}", path.display())]
     Io {
         /// What was to be done.
         action: &'static str,
         /// The node, or the device.
         path: PathBuf,
-        /// What the system said.
-        source: io::Error,
+        /// What the system said. It is part of the text of this error, and so not its
+        /// [`source`](std::error::Error::source) as well.
+        reason: io::Error,
     },
 }
 
@@ -131,7 +135,21 @@ impl Error {
         if is_too_old(&release) {
             Self::KernelTooOld { release, tried }
         } else {
-            Self::NoNode { tried }
+            Self::NoNode {
+                tried,
+                by_environment: false,
+            }
+        }
+    }
+
+    /// The same, at the path that the environment names.
+    pub(crate) fn of_environment(self) -> Self {
+        match self {
+            Self::NoNode { tried, .. } => Self::NoNode {
+                tried,
+                by_environment: true,
+            },
+            error => error,
         }
     }
 
@@ -145,7 +163,7 @@ impl Error {
             errno => Self::Io {
                 action,
                 path,
-                source: errno.into(),
+                reason: errno.into(),
             },
         }
     }
@@ -206,10 +224,20 @@ mod tests {
     fn an_error_says_what_happened_to_what_and_what_to_do() {
         let absent = Error::NoNode {
             tried: vec!["/dev/sysgenid".into(), "/dev/vmgenid".into()],
+            by_environment: false,
         };
         let text = absent.to_string();
         assert!(
             text.starts_with("there is no /dev/sysgenid or /dev/vmgenid: load "),
+            "{text}"
+        );
+        let elsewhere = Error::NoNode {
+            tried: vec!["/run/node".into()],
+            by_environment: true,
+        };
+        let text = elsewhere.to_string();
+        assert!(
+            text.starts_with("there is no /run/node, which SYSGENID_PATH names: "),
             "{text}"
         );
         let denied = Error::NoPermission {
@@ -217,5 +245,15 @@ mod tests {
             access: Access::ReadWrite,
         };
         assert!(denied.to_string().contains("group sysgenid"), "{denied}");
+    }
+    #[test]
+    fn the_reason_of_the_system_is_said_once() {
+        let error = Error::call("read", Path::new("/dev/sysgenid"), Errno::IO);
+        let reason = io::Error::from(Errno::IO).to_string();
+        assert_eq!(
+            error.to_string(),
+            format!("cannot read /dev/sysgenid: {reason}")
+        );
+        assert!(std::error::Error::source(&error).is_none());
     }
 }

@@ -38,7 +38,7 @@ impl Node {
     /// Opens the node of this machine, or of the environment.
     pub(crate) fn find(access: Access) -> Result<Self, Error> {
         if let Some(path) = path_of_environment() {
-            return Self::open(&path, access);
+            return Self::open(&path, access).map_err(Error::of_environment);
         }
         let mut first_refusal = None;
         for path in PATHS {

@@ -175,7 +175,8 @@ impl Orchestrator {
     /// `pause` stops serving, and rebuilds. It is called again, with the new generation, if the machine is restored
     /// once more meanwhile, so it must do no harm twice. `resume` is called once, when all tracked watchers have
     /// acknowledged the generation that it gets. When the time is over it is not called: the service stays paused, and
-    /// the caller decides; [`resume`](Self::resume) goes on waiting.
+    /// the caller decides; [`resume`](Self::resume) goes on waiting. The time counts from the call, so that of `pause` is
+    /// a part of it; `pause` is never cut short.
     ///
     /// # Errors
     ///

@@ -45,7 +45,7 @@ pub struct SnapSafeRng<R> {
 /// The operating system gave no randomness.
 #[derive(Debug, thiserror::Error)]
 #[error("the operating system gave no randomness: {0}")]
-pub struct ReseedError(#[source] SysError);
+pub struct ReseedError(SysError);
 
 impl<R: SeedableRng> SnapSafeRng<R> {
     /// A generator that asks this probe.

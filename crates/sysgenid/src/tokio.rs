@@ -80,10 +80,10 @@ impl AsyncWatcher {
         let path = watcher.path().to_owned();
         reactor::register(watcher)
             .map(Self)
-            .map_err(|source| Error::Io {
+            .map_err(|reason| Error::Io {
                 action: "watch with tokio",
                 path,
-                source,
+                reason,
             })
     }
 
@@ -100,7 +100,7 @@ impl AsyncWatcher {
                 .0
                 .ready(reactor::INTEREST)
                 .await
-                .map_err(|source| self.lost(source))?;
+                .map_err(|reason| self.lost(reason))?;
             match self.watcher().try_changed()? {
                 Some(change) => return Ok(change),
                 None => guard.clear_ready(),
@@ -140,11 +140,11 @@ impl AsyncWatcher {
         self.0.get_ref()
     }
 
-    fn lost(&self, source: io::Error) -> Error {
+    fn lost(&self, reason: io::Error) -> Error {
         Error::Io {
             action: "watch with tokio",
             path: self.watcher().path().to_owned(),
-            source,
+            reason,
         }
     }
 }
