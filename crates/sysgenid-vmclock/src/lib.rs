@@ -117,23 +117,24 @@ pub fn parse(page: &[u8]) -> Result<Page, Malformed> {
     })
 }
 
+/// A page whose hypervisor counts restores and promises no notification: for tests of whoever reads one.
+pub fn sample(counter: u64) -> [u8; 4096] {
+    let mut page = [0; 4096];
+    page[0..4].copy_from_slice(b"VCLK");
+    page[4..8].copy_from_slice(&4096_u32.to_le_bytes());
+    page[8..10].copy_from_slice(&1_u16.to_le_bytes());
+    page[0xc..0x10].copy_from_slice(&6_u32.to_le_bytes());
+    page[0x18..0x20].copy_from_slice(&0x100_u64.to_le_bytes());
+    page[0x68..0x70].copy_from_slice(&counter.to_le_bytes());
+    page
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn page(counter: u64) -> [u8; 4096] {
-        let mut page = [0; 4096];
-        page[0..4].copy_from_slice(b"VCLK");
-        page[4..8].copy_from_slice(&4096_u32.to_le_bytes());
-        page[8..10].copy_from_slice(&1_u16.to_le_bytes());
-        page[0xc..0x10].copy_from_slice(&6_u32.to_le_bytes());
-        page[0x18..0x20].copy_from_slice(&0x100_u64.to_le_bytes());
-        page[0x68..0x70].copy_from_slice(&counter.to_le_bytes());
-        page
-    }
-
     fn changed(at: usize, bytes: &[u8]) -> Result<Page, Malformed> {
-        let mut page = page(7);
+        let mut page = sample(7);
         page[at..at + bytes.len()].copy_from_slice(bytes);
         parse(&page)
     }
@@ -146,8 +147,8 @@ mod tests {
                 notifies,
             })
         };
-        assert_eq!(parse(&page(7)), read(false));
-        assert_eq!(parse(&page(7)[..112]), read(false));
+        assert_eq!(parse(&sample(7)), read(false));
+        assert_eq!(parse(&sample(7)[..112]), read(false));
         assert_eq!(changed(0x18, &0x300_u64.to_le_bytes()), read(true));
         assert_eq!(changed(4, &112_u32.to_le_bytes()), read(false));
     }
@@ -155,7 +156,7 @@ mod tests {
     #[test]
     fn each_defect_of_a_page_has_its_name() {
         assert_eq!(parse(&[]), Err(Malformed::Short(0)));
-        assert_eq!(parse(&page(7)[..111]), Err(Malformed::Short(111)));
+        assert_eq!(parse(&sample(7)[..111]), Err(Malformed::Short(111)));
         assert_eq!(changed(0, b"KCLV"), Err(Malformed::Magic(0x564c_434b)));
         assert_eq!(changed(8, &[2, 0]), Err(Malformed::Version(2)));
         assert_eq!(changed(8, &[0, 0]), Err(Malformed::Version(0)));
@@ -166,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_torn_page_is_believed_in_nothing_that_changes() {
-        let mut torn = page(7);
+        let mut torn = sample(7);
         torn[0xc] = 7;
         torn[0x18..0x20].fill(0);
         assert_eq!(parse(&torn), Err(Malformed::Torn));

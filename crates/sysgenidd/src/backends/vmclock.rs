@@ -146,20 +146,10 @@ fn read(device: &OwnedFd, path: &Path) -> Result<Page, Error> {
 mod tests {
     use std::fs;
 
+    use sysgenid_vmclock::sample;
     use tempfile::TempDir;
 
     use super::*;
-
-    fn page(counter: u64) -> [u8; 4096] {
-        let mut page = [0; 4096];
-        page[0..4].copy_from_slice(b"VCLK");
-        page[4..8].copy_from_slice(&4096_u32.to_le_bytes());
-        page[8..10].copy_from_slice(&1_u16.to_le_bytes());
-        page[0xc..0x10].copy_from_slice(&6_u32.to_le_bytes());
-        page[0x18..0x20].copy_from_slice(&0x100_u64.to_le_bytes());
-        page[0x68..0x70].copy_from_slice(&counter.to_le_bytes());
-        page
-    }
 
     /// A file that stands for the device.
     struct Device {
@@ -194,23 +184,23 @@ mod tests {
 
     #[test]
     fn a_counter_that_differs_is_one_change_also_when_it_shrinks() {
-        let device = Device::new(&page(7));
+        let device = Device::new(&sample(7));
         let mut backend = device.open(None);
         assert_eq!(backend.look().unwrap(), 0);
-        device.set(&page(9));
+        device.set(&sample(9));
         assert_eq!(backend.look().unwrap(), 1);
         assert_eq!(backend.look().unwrap(), 0);
-        device.set(&page(3));
+        device.set(&sample(3));
         assert_eq!(backend.look().unwrap(), 1);
         assert_eq!(backend.position(), 3);
     }
 
     #[test]
     fn what_changed_while_nobody_looked_is_noticed_by_the_successor() {
-        let device = Device::new(&page(7));
+        let device = Device::new(&sample(7));
         let position = device.open(None).position();
         assert_eq!(device.open(Some(position)).look().unwrap(), 0);
-        device.set(&page(8));
+        device.set(&sample(8));
         let mut successor = device.open(Some(position));
         assert_eq!(successor.look().unwrap(), 1);
         assert_eq!(successor.look().unwrap(), 0);
@@ -218,20 +208,20 @@ mod tests {
 
     #[test]
     fn an_update_that_lasts_is_reported_and_loses_nothing() {
-        let device = Device::new(&page(7));
+        let device = Device::new(&sample(7));
         let mut backend = device.open(None);
-        let mut torn = page(8);
+        let mut torn = sample(8);
         torn[0xc] = 7;
         device.set(&torn);
         assert!(matches!(backend.look(), Err(Error::Busy { .. })));
         assert_eq!(backend.position(), 7);
-        device.set(&page(8));
+        device.set(&sample(8));
         assert_eq!(backend.look().unwrap(), 1);
     }
 
     #[test]
     fn a_device_that_cannot_be_used_is_refused_with_the_reason() {
-        let mut second = page(7);
+        let mut second = sample(7);
         second[8] = 2;
         let device = Device::new(&second);
         let error = Vmclock::open(&device.settings, None).unwrap_err();
@@ -249,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_device_that_cannot_wait_is_not_waited_for() {
-        let mut promising = page(7);
+        let mut promising = sample(7);
         promising[0x19] = 3;
         // The page promises, but a regular file cannot poll, as the driver before Linux 7.0.
         let backend = Device::new(&promising).open(None);
