@@ -5,10 +5,9 @@
 use std::sync::Arc;
 
 use sysgenid::{Acknowledged, AsyncWatcher, Error, Tracking};
+use sysgenid_fixture::{Machine, PATIENCE, QUIET};
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
-
-use crate::machine::{Machine, PATIENCE, QUIET};
 
 #[tokio::test]
 #[ignore = "needs a node"]

@@ -10,7 +10,6 @@
 
 #[cfg(feature = "tokio")]
 mod asynchronous;
-mod machine;
 mod orchestrator;
 mod permission;
 mod probe;

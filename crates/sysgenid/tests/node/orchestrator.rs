@@ -5,8 +5,7 @@
 use std::time::Instant;
 
 use sysgenid::{Error, Generation, Orchestrator, Resumption, Settlement};
-
-use crate::machine::{Machine, PATIENCE, QUIET, acknowledge, tracked};
+use sysgenid_fixture::{Machine, PATIENCE, QUIET, acknowledge, tracked};
 
 #[test]
 #[ignore = "needs a node"]

@@ -6,8 +6,7 @@ use std::sync::mpsc;
 
 use rustix::thread::{Gid, Uid};
 use sysgenid::{Access, Error, Generation, Orchestrator, Probe, Settlement, Tracking, Watcher};
-
-use crate::machine::{Machine, PATIENCE, untracked};
+use sysgenid_fixture::{Machine, PATIENCE, untracked};
 
 /// Runs something without any privilege, in a thread that ends with it.
 fn without_privilege<T: Send>(work: impl FnOnce() -> T + Send) -> T {

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use sysgenid::{Guarded, Probe};
-
-use crate::machine::Machine;
+use sysgenid_fixture::Machine;
 
 #[test]
 #[ignore = "needs a node"]

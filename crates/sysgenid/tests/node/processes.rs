@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, WaitOptions, waitpid};
 use sysgenid::{Acknowledged, Guarded, Probe};
-
-use crate::machine::{Machine, PATIENCE, tracked};
+use sysgenid_fixture::{Machine, PATIENCE, tracked};
 
 /// Runs something in a child that has this thread only, and returns its exit status.
 fn in_child(work: impl FnOnce() -> bool) -> impl FnOnce() -> i32 {

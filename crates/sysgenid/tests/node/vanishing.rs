@@ -1,76 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A node whose server ends, and comes back: a daemon of the test's own, by the program that `SYSGENIDD` names.
-//!
-//! It needs root and a mount namespace of its own, as `cargo xtask test` makes one.
+//! A node whose server ends, and comes back.
 
-use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
-use sysgenid::{Acknowledged, Orchestrator, Probe, Tracking, Watcher};
-use tempfile::TempDir;
-
-use crate::machine::PATIENCE;
-
-struct Daemon {
-    folder: TempDir,
-    child: Child,
-}
-
-impl Daemon {
-    fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let child = Self::spawn(&folder);
-        Self { folder, child }
-    }
-
-    fn spawn(folder: &TempDir) -> Child {
-        let program = std::env::var_os("SYSGENIDD").expect("SYSGENIDD names the daemon");
-        let mut child = Command::new(program)
-            .arg("--foreground")
-            .arg("--directory")
-            .arg(folder.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap());
-        let mut line = String::new();
-        while !line.contains("ready") {
-            line.clear();
-            assert_ne!(log.read_line(&mut line).unwrap(), 0, "it ended");
-        }
-        // What else it says must not fill the pipe.
-        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        child
-    }
-
-    fn node(&self) -> PathBuf {
-        self.folder.path().join("host/sysgenid")
-    }
-
-    fn end(&mut self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-        self.child.wait().unwrap();
-    }
-
-    /// Ends it and starts another one, which knows nothing of it.
-    fn start_again(&mut self) {
-        self.end(Signal::INT);
-        self.child = Self::spawn(&self.folder);
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
-            self.end(Signal::INT);
-        }
-    }
-}
+use rustix::process::Signal;
+use sysgenid::{Acknowledged, Probe, Tracking, Watcher};
+use sysgenid_fixture::{Daemon, PATIENCE};
 
 #[test]
 #[ignore = "needs a daemon"]
@@ -87,14 +23,6 @@ fn a_watcher_is_told_that_its_server_has_gone() {
             });
             let error = watcher.wait_timeout(PATIENCE).unwrap_err();
             assert!(error.is_gone(), "{error}");
-            drop(watcher);
-            // What a killed one leaves mounted.
-            let _ = rustix::mount::unmount(
-                daemon.folder.path().join("host"),
-                rustix::mount::UnmountFlags::DETACH,
-            );
-            let _ =
-                rustix::mount::unmount(daemon.folder.path(), rustix::mount::UnmountFlags::DETACH);
         }
     }
 }
@@ -104,21 +32,21 @@ fn a_watcher_is_told_that_its_server_has_gone() {
 fn a_watcher_goes_on_with_a_change_once_the_node_is_back() {
     let mut daemon = Daemon::start();
     let mut watcher = Watcher::open_at(daemon.node(), Tracking::Tracked).unwrap();
-    daemon.end(Signal::INT);
+    daemon.stop();
     let error = watcher
         .reconnect(Some(Duration::from_millis(50)))
         .unwrap_err();
     assert!(error.is_absent() || error.is_gone(), "{error}");
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| watcher.reconnect(Some(PATIENCE)).unwrap());
-        daemon.child = Daemon::spawn(&daemon.folder);
+        daemon.start_again();
         let change = waiting.join().unwrap();
         assert!(matches!(
             change.acknowledge().unwrap(),
             Acknowledged::Current
         ));
     });
-    let orchestrator = Orchestrator::open_at(daemon.node()).unwrap();
+    let orchestrator = daemon.orchestrator();
     let generation = orchestrator.bump().unwrap();
     assert_eq!(watcher.wait().unwrap().generation(), generation);
     drop((watcher, orchestrator));
@@ -141,8 +69,8 @@ fn a_probe_says_that_it_is_not_live_any_more() {
 #[ignore = "needs a daemon"]
 fn an_orchestrator_says_that_the_server_has_gone() {
     let mut daemon = Daemon::start();
-    let orchestrator = Orchestrator::open_at(daemon.node()).unwrap();
-    daemon.end(Signal::INT);
+    let orchestrator = daemon.orchestrator();
+    daemon.stop();
     let started = Instant::now();
     assert!(orchestrator.generation().unwrap_err().is_gone());
     let error = orchestrator.bump().unwrap_err();
@@ -165,13 +93,13 @@ async fn a_task_is_told_that_the_server_has_gone_and_goes_on_when_it_is_back() {
         let (error, ()) = tokio::join!(timeout(PATIENCE, watcher.changed()), async {
             // After the other one has been polled.
             tokio::task::yield_now().await;
-            daemon.end(Signal::INT);
+            daemon.stop();
         });
         let error = error.unwrap().unwrap_err();
         assert!(error.is_gone(), "{error}");
         let (change, ()) = tokio::join!(watcher.reconnect(Some(PATIENCE)), async {
             tokio::task::yield_now().await;
-            daemon.child = Daemon::spawn(&daemon.folder);
+            daemon.start_again();
         });
         assert!(matches!(
             change.unwrap().acknowledge().unwrap(),

@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sysgenid::{Acknowledged, Error, Others, Tracking, Watcher};
-
-use crate::machine::{Machine, PATIENCE, QUIET, acknowledge, tracked, untracked};
+use sysgenid_fixture::{Machine, PATIENCE, QUIET, acknowledge, tracked, untracked};
 
 #[test]
 #[ignore = "needs a node"]

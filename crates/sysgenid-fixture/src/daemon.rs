@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A daemon of the test's own, by the program that `SYSGENIDD` names.
+//!
+//! It needs root and a mount namespace of its own, as `cargo xtask test` makes one.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::{Pid, Signal, kill_process};
+use sysgenid::Orchestrator;
+use tempfile::TempDir;
+
+use crate::eventually;
+
+/// A daemon, with its nodes in a folder of its own. It ends with this value.
+#[derive(Debug)]
+pub struct Daemon {
+    folder: TempDir,
+    child: Option<Child>,
+}
+
+impl Daemon {
+    /// Starts it, and waits until it serves.
+    #[allow(clippy::new_without_default, reason = "it starts a program")]
+    pub fn start() -> Self {
+        let mut daemon = Self {
+            folder: tempfile::tempdir().unwrap(),
+            child: None,
+        };
+        daemon.start_again();
+        daemon
+    }
+
+    /// Starts another one in its place, which knows nothing of the first. That is ended if it still runs.
+    pub fn start_again(&mut self) {
+        self.stop();
+        let program = std::env::var_os("SYSGENIDD").expect("SYSGENIDD names the daemon");
+        let mut child = Command::new(program)
+            .args(["--foreground", "--directory"])
+            .arg(self.folder.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("ready") {
+            line.clear();
+            assert_ne!(log.read_line(&mut line).unwrap(), 0, "it ended");
+        }
+        // What else it says must not fill the pipe.
+        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+        self.child = Some(child);
+    }
+
+    /// Ends it cleanly; its folder is empty then.
+    pub fn stop(&mut self) {
+        self.end(Signal::INT);
+    }
+
+    /// Ends it by a signal, if it runs.
+    pub fn end(&mut self, signal: Signal) {
+        if let Some(mut child) = self.child.take() {
+            kill_process(Pid::from_child(&child), signal).unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// Where its nodes are.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Its node.
+    pub fn node(&self) -> PathBuf {
+        self.folder().join("host/sysgenid")
+    }
+
+    /// The operator's side of that.
+    pub fn orchestrator(&self) -> Orchestrator {
+        Orchestrator::open_at(self.node()).unwrap()
+    }
+
+    /// Waits until it has no watcher that holds up those who wait for all.
+    pub fn await_settled(&self) {
+        let orchestrator = self.orchestrator();
+        eventually("nobody is late", || {
+            orchestrator.outdated_watchers().unwrap() == 0
+        });
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.stop();
+        // What one that was killed leaves mounted.
+        for mount in [self.folder().join("host"), self.folder().to_owned()] {
+            let _ = unmount(mount, UnmountFlags::DETACH);
+        }
+    }
+}
