@@ -14,7 +14,30 @@ Exit status:
   0  done
   1  an error
   2  the command line is wrong
+  3  the time is over: of wait, and of trigger --wait
+  4  nothing serves a node, or what served it has gone: of all but doctor";
+
+const EXIT_STATUS_OF_LOOK: &str = "\
+Exit status:
+  0  done
+  1  an error
+  2  the command line is wrong
+  4  nothing serves a node, or what served it has gone";
+
+const EXIT_STATUS_OF_WAIT: &str = "\
+Exit status:
+  0  everybody has acknowledged
+  1  an error
+  2  the command line is wrong
   3  the time is over
+  4  nothing serves a node, or what served it has gone";
+
+const EXIT_STATUS_OF_TRIGGER: &str = "\
+Exit status:
+  0  the generation has changed; with --wait: and everybody has acknowledged
+  1  an error
+  2  the command line is wrong
+  3  with --wait: the time is over; the generation has changed
   4  nothing serves a node, or what served it has gone";
 
 const EXIT_STATUS_OF_WATCH: &str = "\
@@ -29,12 +52,14 @@ Exit status:
   that of the command when it ends by itself; 128 and the number of the signal if one has ended it
   126  the command cannot be run
   127  there is no such command
-  1, 2, 4  as of sysgenctl, before the command was started";
+  1  an error of sysgenctl, which has ended the command if it ran
+  2  the command line is wrong
+  4  nothing serves a node at the start";
 
 const EXIT_STATUS_OF_RUN_HOOKS: &str = "\
 Exit status:
   0  ended by SIGTERM, SIGINT or SIGHUP; with --once: all hooks have succeeded
-  1  an error; with --once: a hook has failed
+  1  an error, such as a folder of --hooks-dir that does not exist; with --once: a hook has failed
   2  the command line is wrong
   4  nothing serves a node at the start
 
@@ -76,7 +101,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Task {
     /// Show the generation, since when, who serves it, what notices restores, and how many watchers lag behind
-    #[command(after_help = EXIT_STATUS)]
+    #[command(after_help = EXIT_STATUS_OF_LOOK)]
     Status {
         #[command(flatten)]
         format: Format,
@@ -84,7 +109,8 @@ pub(crate) enum Task {
 
     /// Print a line at each change, until interrupted
     ///
-    /// If the server of the node goes away, this waits until it is back, and says so.
+    /// If the server of the node goes away, this waits until it is back, and says so. With --json a line tells at the
+    /// start, too, which generation it is.
     #[command(after_help = EXIT_STATUS_OF_WATCH)]
     Watch {
         #[command(flatten)]
@@ -94,7 +120,7 @@ pub(crate) enum Task {
     /// Wait until every tracked watcher has acknowledged the generation
     ///
     /// Who is still outdated is shown while it lasts. If the generation changes meanwhile, this waits for the latest.
-    #[command(after_help = EXIT_STATUS)]
+    #[command(after_help = EXIT_STATUS_OF_WAIT)]
     Wait {
         #[command(flatten)]
         patience: Patience,
@@ -105,10 +131,12 @@ pub(crate) enum Task {
     /// Change the generation, as whoever restores a machine or container does
     ///
     /// It takes CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN in the user namespace that owns the node.
-    #[command(after_help = EXIT_STATUS)]
+    #[command(after_help = EXIT_STATUS_OF_TRIGGER)]
     Trigger {
         /// Make it at least this: the generation of the snapshot plus one
-        #[arg(long, value_name = "N")]
+        ///
+        /// Where it is that or more already, it goes up by one all the same. After 4294967295 comes 1, or N.
+        #[arg(long, value_name = "N", allow_negative_numbers = true)]
         min: Option<u32>,
 
         /// Wait until every tracked watcher has acknowledged the new one
@@ -116,7 +144,7 @@ pub(crate) enum Task {
         wait: bool,
 
         /// With --wait, for at most so long: seconds, or a number with ms, s, m or h
-        #[arg(long, value_name = "TIME", value_parser = duration, requires = "wait")]
+        #[arg(long, value_name = "TIME", value_parser = duration, allow_negative_numbers = true, requires = "wait")]
         timeout: Option<Duration>,
 
         #[command(flatten)]
@@ -126,7 +154,7 @@ pub(crate) enum Task {
     /// Show who watches: process, command, unit or container, descriptor, acknowledged generation, and who is late
     ///
     /// Those that others wait for and that are outdated come first, marked.
-    #[command(after_help = EXIT_STATUS)]
+    #[command(after_help = EXIT_STATUS_OF_LOOK)]
     Watchers {
         /// Only those that others wait for and that are outdated
         #[arg(long)]
@@ -173,7 +201,7 @@ pub(crate) struct Format {
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct Patience {
     /// For at most so long: seconds, or a number with ms, s, m or h [default: for ever]
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = duration, allow_negative_numbers = true)]
     pub(crate) timeout: Option<Duration>,
 }
 
@@ -188,7 +216,7 @@ pub(crate) struct Exec {
     pub(crate) signal: StopSignal,
 
     /// How long it may take to end: seconds, or a number with ms, s, m or h
-    #[arg(long, value_name = "TIME", default_value = "10", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "10", value_parser = duration, allow_negative_numbers = true)]
     pub(crate) grace: Duration,
 
     /// The command and its arguments
@@ -223,14 +251,14 @@ pub(crate) enum StopSignal {
 
 #[derive(Debug, Args)]
 pub(crate) struct RunHooks {
-    /// A folder of hooks; of several, one overrides those after it [default: /etc/sysgenid/hooks.d, then
-    /// /usr/lib/sysgenid/hooks.d]
+    /// A folder of hooks, which must exist; of several, one overrides those after it [default:
+    /// /etc/sysgenid/hooks.d, then /usr/lib/sysgenid/hooks.d, as far as they exist]
     #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
     pub(crate) hooks_dir: Vec<PathBuf>,
 
     /// How long a hook may take: seconds, or a number with ms, s, m or h. Then its process group gets SIGTERM, and
     /// SIGKILL five seconds later
-    #[arg(long, value_name = "TIME", default_value = "30", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "30", value_parser = duration, allow_negative_numbers = true)]
     pub(crate) timeout: Duration,
 
     /// Where it is noted that a change is not dealt with yet, for the next start [default: the first folder of the
@@ -247,7 +275,8 @@ pub(crate) struct RunHooks {
     pub(crate) list: bool,
 
     /// With --list, print JSON, for programs
-    #[arg(long, requires = "list")]
+    // What conflicts with --list lifts the requirement.
+    #[arg(long, requires = "list", conflicts_with_all = ["once", "state_dir"])]
     pub(crate) json: bool,
 }
 
@@ -255,6 +284,13 @@ pub(crate) struct RunHooks {
 fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|character: char| character.is_ascii_alphabetic());
     let (number, unit) = text.split_at(digits.len());
+    let number: f64 = number
+        .trim_end()
+        .parse()
+        .map_err(|_| "it is a number of seconds, or one with ms, s, m or h".to_owned())?;
+    if number < 0.0 {
+        return Err("a time is not negative".to_owned());
+    }
     let seconds = match unit {
         "ms" => 0.001,
         "" | "s" => 1.0,
@@ -262,10 +298,6 @@ fn duration(text: &str) -> Result<Duration, String> {
         "h" => 3600.0,
         _ => return Err(format!("{unit} is not a unit: ms, s, m or h is")),
     };
-    let number: f64 = number
-        .trim_end()
-        .parse()
-        .map_err(|_| "it is a number of seconds, or one with ms, s, m or h".to_owned())?;
     Duration::try_from_secs_f64(number * seconds).map_err(|error| error.to_string())
 }
 
@@ -289,6 +321,62 @@ mod tests {
         assert_eq!(duration("1h"), Ok(Duration::from_secs(3600)));
         for wrong in ["", "s", "-1", "5d", "1e400", "nan"] {
             assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_time_or_a_number_that_is_negative_is_said_to_be_wrong() {
+        for (arguments, reason) in [
+            (&["wait", "--timeout", "-1"][..], "a time is not negative"),
+            (
+                &["trigger", "--wait", "--timeout", "-0.5"],
+                "a time is not negative",
+            ),
+            (
+                &["exec", "--grace", "-1", "--", "true"],
+                "a time is not negative",
+            ),
+            (&["run-hooks", "--timeout", "-1"], "a time is not negative"),
+            (&["trigger", "--min", "-1"], "-1 is not in 0..=4294967295"),
+        ] {
+            let arguments = [&["sysgenctl"], arguments].concat();
+            let text = Cli::try_parse_from(&arguments).unwrap_err().to_string();
+            assert!(text.contains(reason), "{arguments:?}: {text}");
+        }
+    }
+
+    #[test]
+    fn each_command_lists_the_exit_codes_that_it_has() {
+        for (task, codes) in [
+            ("status", "0124"),
+            ("watch", "0124"),
+            ("wait", "01234"),
+            ("trigger", "01234"),
+            ("watchers", "0124"),
+            ("run-hooks", "0124"),
+            ("doctor", "012"),
+        ] {
+            let command = Cli::command();
+            let task = command.find_subcommand(task).unwrap();
+            let help = task.get_after_help().unwrap().to_string();
+            let listed: String = help
+                .lines()
+                .filter_map(|line| line.strip_prefix("  ")?.split_once("  "))
+                .map(|(code, _)| code)
+                .collect();
+            assert_eq!(listed, codes, "{help}");
+        }
+    }
+
+    #[test]
+    fn json_of_hooks_is_for_their_list() {
+        let with = |more: &[&str]| {
+            Cli::try_parse_from([&["sysgenctl", "run-hooks", "--json"], more].concat())
+        };
+        assert!(with(&["--list"]).is_ok());
+        for other in [&[][..], &["--once"], &["--state-dir", "/run"]] {
+            let refusal = with(other).map(drop).unwrap_err();
+            assert_eq!(refusal.exit_code(), 2, "{other:?}: {refusal}");
         }
     }
 

@@ -212,7 +212,7 @@ impl Events {
 
 /// Whether the node may come back.
 pub(crate) fn is_away(error: &Error) -> bool {
-    error.is_absent() || matches!(error, Error::Gone { .. })
+    error.is_absent() || error.is_gone()
 }
 
 /// Whether there is something in the node's place that may make way for it.

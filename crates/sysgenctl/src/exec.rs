@@ -15,6 +15,7 @@ use crate::child::{self, Reach, Running};
 use crate::cli::{Exec, StopSignal};
 use crate::events::{Event, Events, is_away};
 use crate::output::{self, DOUBTFUL, FAINT};
+use crate::permission::explain;
 use crate::place::Place;
 
 /// What a shell returns for a command that cannot be run, and for one that is not there.
@@ -29,7 +30,10 @@ pub(crate) fn run(place: &Place, options: &Exec) -> anyhow::Result<ExitCode> {
     };
     let watcher = match place.watcher(tracking) {
         Err(error @ Error::NoPermission { .. }) if !options.untracked => {
-            bail!("{error}; with --untracked it takes permission to read only");
+            bail!(
+                "{}; with --untracked it takes permission to read only",
+                explain(&error)
+            );
         }
         opened => opened?,
     };
@@ -192,7 +196,7 @@ impl Supervisor<'_> {
     fn say_hindered(&self, error: &Error) {
         output::note(
             DOUBTFUL,
-            &format!("{error}; waiting until the node is back"),
+            &format!("{}; waiting until the node is back", explain(error)),
         );
     }
 

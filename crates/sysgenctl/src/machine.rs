@@ -358,13 +358,11 @@ mod tests {
     #[test]
     fn a_page_is_judged_as_the_daemon_judges_it() {
         let (folder, machine) = machine(&[("dev/vmclock1", "short")]);
-        let mut page = vec![0; 4096];
-        page[0..4].copy_from_slice(b"VCLK");
-        page[4..8].copy_from_slice(&4096_u32.to_le_bytes());
-        page[8..10].copy_from_slice(&1_u16.to_le_bytes());
-        page[0x18..0x20].copy_from_slice(&0x100_u64.to_le_bytes());
-        page[0x68] = 7;
-        fs::write(folder.path().join("dev/vmclock0"), page).unwrap();
+        fs::write(
+            folder.path().join("dev/vmclock0"),
+            sysgenid_vmclock::sample(7),
+        )
+        .unwrap();
         let found = machine.vmclocks();
         assert_eq!(found.len(), 2);
         assert_eq!(found[0].page.as_ref().unwrap().generation_counter, 7);

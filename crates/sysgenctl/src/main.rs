@@ -14,6 +14,7 @@ mod front_end;
 mod hooks;
 mod machine;
 mod output;
+mod permission;
 mod place;
 mod status;
 mod trigger;
@@ -25,8 +26,10 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::cli::{Cli, Task};
+use crate::events::is_away;
 use crate::place::Place;
 
 /// Something failed, or the answer is no.
@@ -37,13 +40,13 @@ const TIMED_OUT: u8 = 3;
 const NO_NODE: u8 = 4;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| with_tip(error).exit());
     match run(cli) {
         Ok(code) => code,
         // Whoever read what is printed has read enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            output::complain(&format!("{error:#}"));
+            output::complain(&words_of(&error));
             code_of(&error)
         }
     }
@@ -68,20 +71,69 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     }
 }
 
+fn words_of(error: &anyhow::Error) -> String {
+    error
+        .downcast_ref()
+        .map_or_else(|| format!("{error:#}"), permission::explain)
+}
+
 fn code_of(error: &anyhow::Error) -> ExitCode {
     let of_node = error
         .chain()
         .find_map(|cause| cause.downcast_ref::<sysgenid::Error>());
     match of_node {
-        Some(error) if error.is_absent() || matches!(error, sysgenid::Error::Gone { .. }) => {
-            ExitCode::from(NO_NODE)
-        }
+        Some(error) if is_away(error) => ExitCode::from(NO_NODE),
         _ => FAILURE,
     }
+}
+
+/// Tells whoever has left out the `--` of `exec` to put it there.
+fn with_tip(mut error: clap::Error) -> clap::Error {
+    let is_of_exec = matches!(
+        error.get(ContextKind::Usage),
+        Some(ContextValue::StyledStr(usage)) if usage.to_string().contains("sysgenctl exec")
+    );
+    let command = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(word)) if !word.starts_with('-') => word,
+        _ => return error,
+    };
+    if is_of_exec && error.kind() == ErrorKind::UnknownArgument {
+        let tip = format!("put '--' before the command: 'sysgenctl exec [OPTIONS] -- {command}'");
+        error.insert(
+            ContextKind::Suggested,
+            ContextValue::StyledStrs(vec![tip.into()]),
+        );
+    }
+    error
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error
         .downcast_ref::<io::Error>()
         .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(arguments: &[&str]) -> String {
+        let arguments = [&["sysgenctl"], arguments].concat();
+        let error = Cli::try_parse_from(arguments).unwrap_err();
+        with_tip(error).to_string()
+    }
+
+    #[test]
+    fn whoever_leaves_out_the_dashes_of_exec_is_told_to_put_them_there() {
+        let text = refusal(&["exec", "--grace", "5", "true"]);
+        let tip = "put '--' before the command: 'sysgenctl exec [OPTIONS] -- true'";
+        assert!(text.contains(tip), "{text}");
+        for other in [
+            &["exec", "--frobnicate", "--", "true"][..],
+            &["status", "true"],
+        ] {
+            let text = refusal(other);
+            assert!(!text.contains("put '--'"), "{text}");
+        }
+    }
 }

@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use sysgenid::{Error, Orchestrator, PATHS, Tracking, Watcher};
+use sysgenid::{Error, Orchestrator, PATH_VARIABLE, PATHS, Tracking, Watcher};
 
 /// The node that was named, or the machine's own.
 #[derive(Debug)]
@@ -33,12 +33,21 @@ impl Place {
 
     /// Where it would be, for people.
     pub(crate) fn name(&self) -> String {
-        match &self.0 {
-            Some(path) => path.display().to_string(),
-            None => match std::env::var(sysgenid::PATH_VARIABLE) {
-                Ok(path) if !path.is_empty() => path,
-                _ => PATHS.join(" or "),
-            },
+        let named = self.0.clone().or_else(of_environment);
+        named.map_or_else(|| PATHS.join(" or "), |path| path.display().to_string())
+    }
+
+    /// What has named it, if anything did.
+    pub(crate) fn named_by(&self) -> Option<&'static str> {
+        match (&self.0, of_environment()) {
+            (Some(_), _) => Some("--node"),
+            (None, Some(_)) => Some(PATH_VARIABLE),
+            (None, None) => None,
         }
     }
+}
+
+fn of_environment() -> Option<PathBuf> {
+    let path = std::env::var_os(PATH_VARIABLE)?;
+    (!path.is_empty()).then(|| path.into())
 }

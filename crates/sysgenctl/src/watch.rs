@@ -10,8 +10,9 @@ use serde::Serialize;
 use sysgenid::Tracking;
 
 use crate::clock;
-use crate::events::{Event, Events};
+use crate::events::{Event, Events, is_away};
 use crate::output::{self, DOUBTFUL, FAINT};
+use crate::permission::explain;
 use crate::place::Place;
 
 /// A line, for programs.
@@ -29,11 +30,22 @@ pub(crate) fn run(place: &Place, json: bool) -> anyhow::Result<ExitCode> {
     let generation = watcher.generation()?;
     let mut events = Events::new(watcher, &[Signal::INT, Signal::TERM])?;
     output::note(FAINT, &format!("{path} is in generation {generation}"));
+    if json {
+        // From here on no change is missed.
+        print(json, "start", Some(generation.get()))?;
+    }
     loop {
         match events.next(None)? {
             Event::Changed(change) => {
                 // Until nothing has changed meanwhile. Nobody waits for this acknowledgement.
-                change.rebuild(|generation| print(json, "changed", Some(generation.get())))?;
+                let told: anyhow::Result<_> =
+                    change.rebuild(|generation| print(json, "changed", Some(generation.get())));
+                // That the server has gone is found out where events come from, too.
+                if let Err(error) = told
+                    && !error.downcast_ref().is_some_and(is_away)
+                {
+                    return Err(error);
+                }
             }
             Event::Gone => {
                 output::note(
@@ -46,7 +58,7 @@ pub(crate) fn run(place: &Place, json: bool) -> anyhow::Result<ExitCode> {
             }
             Event::Hindered(error) => output::note(
                 DOUBTFUL,
-                &format!("{error}; waiting until the node is back"),
+                &format!("{}; waiting until the node is back", explain(&error)),
             ),
             Event::Back(change) => {
                 output::note(

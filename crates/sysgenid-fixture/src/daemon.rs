@@ -4,14 +4,16 @@
 //!
 //! It needs root and a mount namespace of its own, as `cargo xtask test` makes one.
 
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::fs::Permissions;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 use sysgenid::Orchestrator;
-use tempfile::TempDir;
+use tempfile::{Builder, NamedTempFile, TempDir};
 
 use crate::eventually;
 
@@ -19,17 +21,28 @@ use crate::eventually;
 #[derive(Debug)]
 pub struct Daemon {
     folder: TempDir,
+    config: NamedTempFile,
     child: Option<Child>,
 }
 
 impl Daemon {
     /// Starts it, and waits until it serves.
-    #[allow(clippy::new_without_default, reason = "it starts a program")]
     pub fn start() -> Self {
+        Self::with("")
+    }
+
+    /// The same with a configuration.
+    pub fn with(config: &str) -> Self {
         let mut daemon = Self {
-            folder: tempfile::tempdir().unwrap(),
+            // Anybody may come to the nodes, whose own modes decide.
+            folder: Builder::new()
+                .permissions(Permissions::from_mode(0o755))
+                .tempdir()
+                .unwrap(),
+            config: NamedTempFile::new().unwrap(),
             child: None,
         };
+        daemon.config.write_all(config.as_bytes()).unwrap();
         daemon.start_again();
         daemon
     }
@@ -39,7 +52,10 @@ impl Daemon {
         self.stop();
         let program = std::env::var_os("SYSGENIDD").expect("SYSGENIDD names the daemon");
         let mut child = Command::new(program)
-            .args(["--foreground", "--directory"])
+            .arg("--foreground")
+            .arg("--config")
+            .arg(self.config.path())
+            .arg("--directory")
             .arg(self.folder.path())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -61,7 +77,7 @@ impl Daemon {
         self.end(Signal::INT);
     }
 
-    /// Ends it by a signal, if it runs.
+    /// Ends it by a signal, if it runs. One that was killed leaves its nodes behind, dead.
     pub fn end(&mut self, signal: Signal) {
         if let Some(mut child) = self.child.take() {
             kill_process(Pid::from_child(&child), signal).unwrap();
@@ -75,8 +91,9 @@ impl Daemon {
     }
 
     /// Its node.
-    pub fn node(&self) -> PathBuf {
-        self.folder().join("host/sysgenid")
+    pub fn node(&self) -> String {
+        let node = self.folder().join("host/sysgenid");
+        node.to_str().unwrap().to_owned()
     }
 
     /// The operator's side of that.

@@ -4,11 +4,12 @@
 
 use std::path::{Path, PathBuf};
 
-use sysgenid::{Error, Tracking};
+use sysgenid::{Access, Error, Orchestrator, PATH_VARIABLE, PATHS, Tracking};
 
 use super::{Check, Diagnosis, Verdict};
 use crate::front_end::FrontEnd;
 use crate::machine::{GenerationDevice, KernelConfig, Machine, Module, Setting, Vmclock};
+use crate::permission::group_for;
 use crate::place::Place;
 use crate::status::{Backend, Report, backends_of_module};
 
@@ -24,13 +25,15 @@ const DAEMON_PATHS: [&str; 4] = [
     "/usr/local/bin/sysgenidd",
 ];
 
+/// Where the daemon serves the host's own node, whether or not it is published.
+const NODE_OF_DAEMON: &str = "/run/sysgenid/host/sysgenid";
+
 /// Looks at everything.
 pub(super) fn examine(machine: &Machine, place: &Place) -> Diagnosis {
     let node = Node::of(place);
     let kernel = Kernel::of(machine);
     let devices = machine.generation_devices();
     let vmclocks = machine.vmclocks();
-    let served_by_module = node.front_end == Some(FrontEnd::Module);
     let served_by_daemon = matches!(node.front_end, Some(FrontEnd::Daemon { .. }));
     let backends = backends(machine, &node);
     let notices = backends
@@ -41,7 +44,7 @@ pub(super) fn examine(machine: &Machine, place: &Place) -> Diagnosis {
         checks: vec![
             check_kernel(&kernel, &node),
             check_module(machine, &kernel, served_by_daemon),
-            check_daemon(machine, &kernel, served_by_module, served_by_daemon),
+            check_daemon(machine, &kernel, &node, served_by_daemon),
             check_node(machine, &kernel, &node),
             check_reading(&node),
             check_acknowledging(&node),
@@ -56,6 +59,8 @@ pub(super) fn examine(machine: &Machine, place: &Place) -> Diagnosis {
 /// The node, as this user finds it.
 struct Node {
     name: String,
+    /// What has named it, if it is not the machine's own.
+    named_by: Option<&'static str>,
     readable: Result<PathBuf, Error>,
     writable: Result<(), Error>,
     front_end: Option<FrontEnd>,
@@ -70,6 +75,7 @@ impl Node {
         };
         Self {
             name: place.name(),
+            named_by: place.named_by(),
             front_end: path.and_then(|path| FrontEnd::of(path).ok()),
             writable: place.watcher(Tracking::Tracked).map(drop),
             readable,
@@ -78,6 +84,11 @@ impl Node {
 
     fn is_readable(&self) -> bool {
         self.readable.is_ok()
+    }
+
+    /// Whether whoever served it has gone, and left it behind.
+    fn is_dead(&self) -> bool {
+        self.readable.as_ref().is_err_and(Error::is_gone)
     }
 
     /// Whether something serves it, whoever may open it.
@@ -178,24 +189,49 @@ fn check_module(machine: &Machine, kernel: &Kernel, served_by_daemon: bool) -> C
             format!("sysgenid is not installed for {}", kernel.release),
             "build and install it for this kernel as README.md shows, or take the daemon",
         ),
-        Module::Absent => ok(subject, "not for this kernel: take the daemon"),
+        Module::Absent if !kernel.is_at_least(FOR_DAEMON) => ok(subject, "not for this kernel"),
+        Module::Absent => {
+            let reason = if kernel.is_at_least(FOR_MODULE) {
+                "it is built without CONFIG_RUST".to_owned()
+            } else {
+                format!(
+                    "the module takes {}.{} and CONFIG_RUST",
+                    FOR_MODULE.0, FOR_MODULE.1
+                )
+            };
+            let found = format!("not to be had for this kernel ({reason}): take the daemon");
+            ok(subject, found)
+        }
     }
 }
 
-fn check_daemon(
-    machine: &Machine,
-    kernel: &Kernel,
-    served_by_module: bool,
-    served_by_daemon: bool,
-) -> Check {
+fn check_daemon(machine: &Machine, kernel: &Kernel, node: &Node, served_by_daemon: bool) -> Check {
     let subject = "daemon";
     if served_by_daemon {
         return ok(subject, "sysgenidd serves the node");
     }
-    if served_by_module {
+    if node.front_end == Some(FrontEnd::Module) {
         return ok(subject, "not needed: the module serves the node");
     }
-    if machine.exists("/run/sysgenid/host/sysgenid") {
+    let of_daemon = Orchestrator::open_at(machine.path(NODE_OF_DAEMON)).map(drop);
+    if node.is_dead() || of_daemon.as_ref().is_err_and(Error::is_gone) {
+        return missing(
+            subject,
+            "sysgenidd has ended and left its nodes behind: it crashed, or was killed",
+            "restart it: systemctl restart sysgenidd, or under another init as it was started before (journalctl -u \
+             sysgenidd says why it ended; sysgenidd clean removes what it has left)",
+        );
+    }
+    if machine.module("sysgenid").is_there() {
+        return ok(subject, "not needed: the module is there");
+    }
+    if !of_daemon.is_err_and(|error| error.is_absent()) {
+        if node.named_by.is_some() {
+            return ok(
+                subject,
+                format!("sysgenidd runs, and serves {NODE_OF_DAEMON}"),
+            );
+        }
         return warn(
             subject,
             "sysgenidd runs, but does not serve this node",
@@ -218,11 +254,15 @@ fn check_daemon(
             format!("{path} is installed and does not serve the node"),
             "start it: systemctl enable --now sysgenidd, or under another init sysgenidd --supervise --publish",
         ),
-        None => warn(
-            subject,
-            "sysgenidd is not installed",
-            "install and start it as docs/sysgenidd.md shows, unless the module is to serve the node",
-        ),
+        None => {
+            let advice = "install and start it as docs/sysgenidd.md shows";
+            let advice = if kernel.is_for_module() {
+                format!("{advice}, unless the module is to serve the node")
+            } else {
+                advice.to_owned()
+            };
+            warn(subject, "sysgenidd is not installed", advice)
+        }
     }
 }
 
@@ -236,32 +276,50 @@ fn check_node(machine: &Machine, kernel: &Kernel, node: &Node) -> Check {
         (Ok(path) | Err(Error::NoPermission { path, .. }), _) => {
             ok(subject, path.display().to_string())
         }
-        (Err(Error::Gone { path }), _) => missing(
-            subject,
-            format!("{}, whose server has gone", path.display()),
-            "start the daemon again: systemctl restart sysgenidd (sysgenidd clean removes what is left of it)",
-        ),
-        (Err(Error::NotANode { path }), _) => missing(
-            subject,
-            format!("{} is something else", path.display()),
-            "find out what has made that file, and remove it",
-        ),
+        (Err(Error::Gone { path }), _) => {
+            let found = format!("{}, whose server has gone", path.display());
+            // The daemon is to be restarted, which is said there.
+            check(subject, Verdict::Missing, found, None)
+        }
         (Err(error), _) => {
-            let advice = if machine.module("sysgenid").is_there() {
-                "the module is loaded but there is no node: is this a container, or /dev not a devtmpfs? Have the \
-                 node handed in"
-            } else if kernel.is_at_least(FOR_DAEMON) {
-                "load the module or start the daemon, as above"
-            } else {
-                "boot a newer kernel first, as above"
-            };
-            let found = match error {
-                error if error.is_absent() => format!("there is no {}", node.name),
-                error => error.to_string(),
-            };
+            let (found, advice) = no_node(machine, kernel, node, error);
             missing(subject, found, advice)
         }
     }
+}
+
+/// What is in the place of the node, and what to do about it.
+fn no_node(machine: &Machine, kernel: &Kernel, node: &Node, error: &Error) -> (String, String) {
+    let found = match error {
+        Error::NotANode { path } => format!("{} is something else", path.display()),
+        error if error.is_absent() => format!("there is no {}", node.name),
+        error => error.to_string(),
+    };
+    if let Some(name) = node.named_by {
+        let found = format!("{found}, which {name} names");
+        let leave_out = if name == PATH_VARIABLE {
+            "unset"
+        } else {
+            "leave out"
+        };
+        let advice = format!(
+            "correct {name}, or {leave_out} it for {}; or have a node served there",
+            PATHS.join(" or else ")
+        );
+        return (found, advice);
+    }
+    let advice = if matches!(error, Error::NotANode { .. }) {
+        "find out what has made that file, and remove it"
+    } else if machine.module("sysgenid").is_there() {
+        "the module is loaded but there is no node: is this a container, or /dev not a devtmpfs? Have the node handed in"
+    } else if kernel.is_for_module() {
+        "load the module or start the daemon, as above"
+    } else if kernel.is_at_least(FOR_DAEMON) {
+        "start the daemon, as above"
+    } else {
+        "boot a newer kernel first, as above"
+    };
+    (found, advice.to_owned())
 }
 
 fn check_reading(node: &Node) -> Check {
@@ -271,8 +329,15 @@ fn check_reading(node: &Node) -> Check {
         Err(Error::NoPermission { path, .. }) => missing(
             subject,
             format!("this user may not read {}", path.display()),
-            "run this as the user of the programs in question; to let everybody read is chmod a+r for the module, \
-             sysgenid-mode in the daemon's configuration",
+            match group_for(path, Access::Read) {
+                Some(group) => format!(
+                    "make the users of the programs in question members of the group {group}, which may read it; it \
+                     counts from their next login or start"
+                ),
+                None => "run this as the user of the programs in question; to let everybody read is chmod a+r for the \
+                         module, sysgenid-mode in the daemon's configuration"
+                    .to_owned(),
+            },
         ),
         Err(_) => nothing_to_see(subject),
     }
@@ -282,11 +347,25 @@ fn check_acknowledging(node: &Node) -> Check {
     let subject = "to acknowledge";
     match &node.writable {
         Ok(()) => ok(subject, "this user may write to the node"),
-        Err(Error::NoPermission { .. }) => warn(
+        Err(Error::NoPermission { path, .. }) => warn(
             subject,
             "this user may not write to the node, so nobody can wait for its programs",
-            "make those users members of the group sysgenid whose programs others shall wait for (for the module \
-             with packaging/udev/60-sysgenid.rules)",
+            match (group_for(path, Access::ReadWrite), &node.front_end) {
+                (Some(group), _) => format!(
+                    "make those users members of the group {group}, which may write to it, whose programs others \
+                     shall wait for; it counts from their next login or start"
+                ),
+                (None, Some(FrontEnd::Module)) => {
+                    "no group may write to it: install packaging/sysusers.d and packaging/udev/60-sysgenid.rules, and \
+                     make those users members of the group sysgenid whose programs others shall wait for"
+                        .to_owned()
+                }
+                (None, _) => {
+                    "no group may write to it: name one in the daemon's configuration, or make the group sysgenid, and \
+                     run sysgenidd reload; then make those users members of it whose programs others shall wait for"
+                        .to_owned()
+                }
+            },
         ),
         Err(_) => nothing_to_see(subject),
     }
@@ -509,6 +588,51 @@ mod tests {
         let daemon = of(&diagnosis, "daemon");
         assert_eq!(daemon.verdict, Verdict::Warn);
         assert!(daemon.found.contains("not installed"), "{daemon:?}");
+    }
+
+    #[test]
+    fn why_the_module_is_not_to_be_had_is_said() {
+        for (release, config, reason) in [
+            ("7.3.4", "CONFIG_VMGENID=y\n", "built without CONFIG_RUST"),
+            ("6.12.1", "CONFIG_RUST=y\n", "takes 7.2"),
+        ] {
+            let config = (format!("boot/config-{release}"), config);
+            let diagnosis = diagnosis(&[(RELEASE, release), (&config.0, config.1)]);
+            let module = of(&diagnosis, "kernel module");
+            assert!(module.found.contains(reason), "{module:?}");
+            assert!(module.found.contains("take the daemon"), "{module:?}");
+            let advice = of(&diagnosis, "daemon").advice.as_ref().unwrap();
+            assert!(!advice.contains("module"), "{advice}");
+        }
+        let too_old = diagnosis(&[(RELEASE, "6.1.0\n")]);
+        let module = of(&too_old, "kernel module");
+        assert!(!module.found.contains("take the daemon"), "{module:?}");
+    }
+
+    #[test]
+    fn a_node_that_was_named_in_error_is_to_be_named_otherwise() {
+        let there = [
+            (RELEASE, "7.3.4\n"),
+            ("run/sysgenid/host/sysgenid", ""),
+            ("dev/sysgenid", "text"),
+        ];
+        for (files, found) in [(&there[..2], "there is no"), (&there, "something else")] {
+            let diagnosis = diagnosis(files);
+            let node = of(&diagnosis, "node");
+            assert!(node.found.contains(found), "{node:?}");
+            assert!(node.found.contains("--node names"), "{node:?}");
+            let advice = node.advice.as_ref().unwrap();
+            assert!(advice.starts_with("correct --node"), "{advice}");
+            assert!(!advice.contains("remove"), "{advice}");
+            // The daemon that runs serves another, and need not serve this one.
+            assert_eq!(of(&diagnosis, "daemon").verdict, Verdict::Ok);
+        }
+    }
+
+    #[test]
+    fn where_the_module_is_loaded_no_daemon_is_to_be_installed() {
+        let diagnosis = diagnosis(&[(RELEASE, "7.3.4\n"), ("sys/module/sysgenid/refcnt", "1")]);
+        assert_eq!(of(&diagnosis, "daemon").advice, None);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -12,10 +13,18 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, access};
 
 /// Where hooks are, unless somebody says otherwise. The first overrides the second.
-pub(crate) const FOLDERS: [&str; 2] = ["/etc/sysgenid/hooks.d", "/usr/lib/sysgenid/hooks.d"];
+const DEFAULTS: [&str; 2] = ["/etc/sysgenid/hooks.d", "/usr/lib/sysgenid/hooks.d"];
 
 /// What editors and package managers leave behind, by a part of the name.
 const LEFTOVERS: [&str; 3] = [".dpkg-", ".rpm", ".ucf-"];
+
+/// Where hooks are looked for. The first folder overrides those after it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Folders {
+    paths: Vec<PathBuf>,
+    /// Nobody has named them, so one that does not exist has no hooks.
+    may_be_missing: bool,
+}
 
 /// A file that is, or might have been, a hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,12 +56,52 @@ pub(crate) struct Error {
     source: io::Error,
 }
 
-/// All files of the folders in the order of their names, which is that in which they run. A folder that does not exist
-/// has none.
-pub(crate) fn find(folders: &[PathBuf]) -> Result<Vec<Hook>, Error> {
+impl Error {
+    fn is_of_missing(&self) -> bool {
+        self.source.kind() == io::ErrorKind::NotFound
+    }
+}
+
+impl Folders {
+    /// Those that were named, or else those of every machine.
+    pub(crate) fn new(named: &[PathBuf]) -> Self {
+        Self {
+            paths: if named.is_empty() {
+                DEFAULTS.map(PathBuf::from).to_vec()
+            } else {
+                named.to_vec()
+            },
+            may_be_missing: named.is_empty(),
+        }
+    }
+}
+
+impl fmt::Display for Folders {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, path) in self.paths.iter().enumerate() {
+            let separator = if index == 0 { "" } else { ", " };
+            write!(formatter, "{separator}{}", path.display())?;
+        }
+        Ok(())
+    }
+}
+
+impl Hook {
+    /// Whether it is to run, even if it cannot.
+    pub(crate) fn is_on(&self) -> bool {
+        matches!(self.state, State::Runs | State::Broken(_))
+    }
+}
+
+/// All files of the folders in the order of their names, which is that in which they run.
+pub(crate) fn find(folders: &Folders) -> Result<Vec<Hook>, Error> {
     let mut found: BTreeMap<OsString, Hook> = BTreeMap::new();
-    for folder in folders {
-        for path in files(folder)? {
+    for folder in &folders.paths {
+        let files = match files(folder) {
+            Err(error) if folders.may_be_missing && error.is_of_missing() => continue,
+            files => files?,
+        };
+        for path in files {
             let Some(name) = path.file_name() else {
                 continue;
             };
@@ -78,13 +127,10 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
         path: folder.to_owned(),
         source,
     };
-    match fs::read_dir(folder) {
-        Ok(entries) => entries
-            .map(|entry| Ok(entry.map_err(failed)?.path()))
-            .collect(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(failed(error)),
-    }
+    let entries = fs::read_dir(folder).map_err(failed)?;
+    entries
+        .map(|entry| Ok(entry.map_err(failed)?.path()))
+        .collect()
 }
 
 fn judge(name: &OsStr, path: &Path) -> State {
@@ -125,13 +171,13 @@ mod tests {
     use super::*;
 
     /// The operator's folder and the system's.
-    struct Folders {
+    struct Machine {
         _root: tempfile::TempDir,
         etc: PathBuf,
         lib: PathBuf,
     }
 
-    impl Folders {
+    impl Machine {
         fn new() -> Self {
             let root = tempfile::tempdir().unwrap();
             let (etc, lib) = (root.path().join("etc"), root.path().join("lib"));
@@ -145,7 +191,7 @@ mod tests {
         }
 
         fn find(&self) -> Vec<Hook> {
-            find(&[self.etc.clone(), self.lib.clone()]).unwrap()
+            find(&named(&[&self.etc, &self.lib])).unwrap()
         }
 
         fn states(&self) -> Vec<(String, State)> {
@@ -156,6 +202,11 @@ mod tests {
         }
     }
 
+    fn named(paths: &[&PathBuf]) -> Folders {
+        let paths: Vec<_> = paths.iter().map(|&path| path.clone()).collect();
+        Folders::new(&paths)
+    }
+
     fn write(path: PathBuf, text: &str, mode: u32) {
         fs::write(&path, text).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
@@ -163,56 +214,56 @@ mod tests {
 
     #[test]
     fn hooks_run_in_the_order_of_their_names_whichever_folder_they_are_in() {
-        let folders = Folders::new();
+        let machine = Machine::new();
         for (folder, name) in [
-            (&folders.lib, "30-c"),
-            (&folders.etc, "20-b"),
-            (&folders.lib, "10-a"),
+            (&machine.lib, "30-c"),
+            (&machine.etc, "20-b"),
+            (&machine.lib, "10-a"),
         ] {
             write(folder.join(name), "#!/bin/sh\n", 0o755);
         }
-        let names: Vec<_> = folders.states().into_iter().map(|(name, _)| name).collect();
+        let names: Vec<_> = machine.states().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["10-a", "20-b", "30-c"]);
     }
 
     #[test]
     fn the_first_folder_overrides_the_others() {
-        let folders = Folders::new();
-        write(folders.etc.join("10-a"), "#!/bin/sh\necho etc\n", 0o755);
-        write(folders.lib.join("10-a"), "#!/bin/sh\necho lib\n", 0o755);
-        let found = folders.find();
+        let machine = Machine::new();
+        write(machine.etc.join("10-a"), "#!/bin/sh\necho etc\n", 0o755);
+        write(machine.lib.join("10-a"), "#!/bin/sh\necho lib\n", 0o755);
+        let found = machine.find();
         assert_eq!(found.len(), 1);
-        assert_eq!(found[0].path, folders.etc.join("10-a"));
-        assert_eq!(found[0].overrides, Some(folders.lib.join("10-a")));
+        assert_eq!(found[0].path, machine.etc.join("10-a"));
+        assert_eq!(found[0].overrides, Some(machine.lib.join("10-a")));
         assert_eq!(found[0].state, State::Runs);
     }
 
     #[test]
     fn an_empty_file_or_a_link_to_dev_null_turns_a_hook_off() {
-        let folders = Folders::new();
+        let machine = Machine::new();
         for name in ["10-a", "20-b", "30-c"] {
-            write(folders.lib.join(name), "#!/bin/sh\n", 0o755);
+            write(machine.lib.join(name), "#!/bin/sh\n", 0o755);
         }
-        write(folders.etc.join("10-a"), "", 0o644);
-        symlink("/dev/null", folders.etc.join("20-b")).unwrap();
+        write(machine.etc.join("10-a"), "", 0o644);
+        symlink("/dev/null", machine.etc.join("20-b")).unwrap();
         let states = [
             ("10-a".to_owned(), State::Masked),
             ("20-b".to_owned(), State::Masked),
             ("30-c".to_owned(), State::Runs),
         ];
-        assert_eq!(folders.states(), states);
+        assert_eq!(machine.states(), states);
     }
 
     #[test]
     fn what_cannot_be_a_hook_is_skipped_with_its_reason() {
-        let folders = Folders::new();
-        let etc = &folders.etc;
+        let machine = Machine::new();
+        let etc = &machine.etc;
         for name in [".10-a", "20-b~", "30-c.dpkg-old", "35-c.rpmsave"] {
             write(etc.join(name), "#!/bin/sh\n", 0o755);
         }
         write(etc.join("40-d"), "#!/bin/sh\n", 0o644);
         fs::create_dir(etc.join("50-e")).unwrap();
-        let reasons: Vec<_> = folders
+        let reasons: Vec<_> = machine
             .states()
             .into_iter()
             .map(|(_, state)| match state {
@@ -229,10 +280,10 @@ mod tests {
 
     #[test]
     fn a_link_that_cannot_be_followed_is_broken_and_not_turned_off() {
-        let folders = Folders::new();
-        symlink("nowhere", folders.etc.join("10-a")).unwrap();
-        symlink("20-b", folders.etc.join("20-b")).unwrap();
-        let states = folders.states();
+        let machine = Machine::new();
+        symlink("nowhere", machine.etc.join("10-a")).unwrap();
+        symlink("20-b", machine.etc.join("20-b")).unwrap();
+        let states = machine.states();
         let nowhere = State::Broken("a link that leads nowhere".to_owned());
         assert_eq!(states[0].1, nowhere);
         let State::Broken(reason) = &states[1].1 else {
@@ -243,10 +294,10 @@ mod tests {
 
     #[test]
     fn the_reason_of_the_system_is_said_once() {
-        let folders = Folders::new();
-        let file = folders.etc.join("file");
+        let machine = Machine::new();
+        let file = machine.etc.join("file");
         write(file.clone(), "text", 0o644);
-        let error = anyhow::Error::from(find(&[file]).unwrap_err());
+        let error = anyhow::Error::from(find(&named(&[&file])).unwrap_err());
         let text = format!("{error:#}");
         let reason = error.root_cause().to_string();
         assert_eq!(text.matches(&reason).count(), 1, "{text}");
@@ -254,18 +305,26 @@ mod tests {
 
     #[test]
     fn a_link_to_an_executable_is_a_hook() {
-        let folders = Folders::new();
-        symlink("/bin/sh", folders.etc.join("10-a")).unwrap();
-        assert_eq!(folders.states(), [("10-a".to_owned(), State::Runs)]);
+        let machine = Machine::new();
+        symlink("/bin/sh", machine.etc.join("10-a")).unwrap();
+        assert_eq!(machine.states(), [("10-a".to_owned(), State::Runs)]);
     }
 
     #[test]
-    fn a_folder_that_is_not_there_has_no_hooks_and_one_that_is_a_file_is_an_error() {
-        let folders = Folders::new();
-        let missing = folders.etc.join("missing");
-        assert_eq!(find(&[missing]).unwrap(), []);
-        let file = folders.etc.join("file");
+    fn a_folder_that_was_named_must_exist_and_be_a_folder() {
+        let machine = Machine::new();
+        let missing = machine.etc.join("missing");
+        let error = find(&named(&[&machine.lib, &missing])).unwrap_err();
+        assert!(error.to_string().contains("etc/missing"), "{error}");
+        let file = machine.etc.join("file");
         write(file.clone(), "text", 0o644);
-        assert!(find(&[file]).is_err());
+        assert!(find(&named(&[&file])).is_err());
+
+        let default = Folders {
+            paths: vec![missing, machine.lib.clone()],
+            may_be_missing: true,
+        };
+        assert_eq!(find(&default).unwrap(), []);
+        assert!(Folders::new(&[]).may_be_missing);
     }
 }

@@ -22,7 +22,7 @@ use serde::Serialize;
 use sysgenid::{Acknowledged, Change, Generation, Tracking};
 
 use self::backoff::Backoff;
-use self::find::{Hook, State};
+use self::find::{Folders, Hook, State};
 use self::log::Level;
 use self::pending::{Note, Pending};
 use self::run::{Lookout, Outcome};
@@ -48,9 +48,15 @@ const PATIENCE_WITH_SYSTEMD: Duration = Duration::from_secs(5);
 const NO_SUCH_UNIT: i32 = 5;
 
 pub(crate) fn run(place: &Place, options: &RunHooks) -> anyhow::Result<ExitCode> {
-    let folders = folders(options);
+    let folders = Folders::new(&options.hooks_dir);
     if options.list {
         return list(&folders, options.json);
+    }
+    // Whoever watches with the wrong folder, or with none, would acknowledge what nobody has dealt with.
+    let hooks = find::find(&folders)?;
+    if !hooks.iter().any(Hook::is_on) {
+        let text = format!("there are no hooks to run in {folders}");
+        log::say(Level::Warning, &text);
     }
     let tracking = if options.once {
         Tracking::Untracked
@@ -77,17 +83,9 @@ pub(crate) fn run(place: &Place, options: &RunHooks) -> anyhow::Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
-fn folders(options: &RunHooks) -> Vec<PathBuf> {
-    if options.hooks_dir.is_empty() {
-        find::FOLDERS.map(PathBuf::from).to_vec()
-    } else {
-        options.hooks_dir.clone()
-    }
-}
-
 struct Runner {
     lookout: Lookout,
-    folders: Vec<PathBuf>,
+    folders: Folders,
     limit: Duration,
     /// The last generation for which all hooks succeeded, or that of the start.
     previous: Generation,
@@ -101,13 +99,11 @@ impl Runner {
     /// Serves until somebody wants it to end.
     fn serve(&mut self, generation: Generation) -> anyhow::Result<()> {
         // What does not run is said before there is anything to run.
-        if let Err(error) = self.find() {
-            log::say(Level::Warning, &format!("{:#}", anyhow::Error::from(error)));
-        }
+        self.find()?;
         let unfinished = self.unfinished(generation);
         let status = unfinished
             .clone()
-            .unwrap_or_else(|| format!("Waiting for a change of generation {generation}"));
+            .unwrap_or_else(|| format!("waiting for a change of generation {generation}"));
         tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
         log::say(Level::Info, &format!("ready, in generation {generation}"));
         if let Some(text) = unfinished {
@@ -129,12 +125,12 @@ impl Runner {
         let what = match self.pending.read()? {
             Ok(note) => {
                 self.previous = Generation::new(note.previous);
-                format!("Generation {} was", note.generation)
+                format!("generation {} was", note.generation)
             }
             Err(error) => {
                 let text = format!("cannot read what a restart has left unfinished: {error}");
                 log::say(Level::Warning, &text);
-                "A change was".to_owned()
+                "a change was".to_owned()
             }
         };
         Some(format!(
@@ -207,7 +203,7 @@ impl Runner {
             let pause = backoff.pause();
             let names: Vec<_> = failures.iter().map(|name| name.to_string_lossy()).collect();
             let text = format!(
-                "Generation {generation}: failed: {}; attempt {} in {} s",
+                "generation {generation}: failed: {}; attempt {} in {} s",
                 names.join(", "),
                 attempt + 1,
                 pause.as_secs()
@@ -252,7 +248,7 @@ impl Runner {
                 }
             }
             tell(&[NotifyState::Status(&format!(
-                "Generation {generation}: running {name}, attempt {attempt}"
+                "generation {generation}: running {name}, attempt {attempt}"
             ))]);
             let mut command = self.command(&hook.path, generation, attempt);
             let outcome = self.lookout.supervise(&mut command, self.limit, current)?;
@@ -321,7 +317,7 @@ impl Runner {
             log::say(Level::Warning, &text);
         }
         let text = format!(
-            "Generation {generation}: {} succeeded{more}",
+            "generation {generation}: {} succeeded{more}",
             output::count(hooks, "hook")
         );
         tell(&[NotifyState::Status(&text)]);
@@ -393,7 +389,7 @@ struct Listed {
     overrides: Option<PathBuf>,
 }
 
-fn list(folders: &[PathBuf], json: bool) -> anyhow::Result<ExitCode> {
+fn list(folders: &Folders, json: bool) -> anyhow::Result<ExitCode> {
     let hooks: Vec<_> = find::find(folders)?
         .into_iter()
         .map(|hook| Listed {
@@ -416,7 +412,7 @@ fn list(folders: &[PathBuf], json: bool) -> anyhow::Result<ExitCode> {
     if json {
         output::json(&hooks)?;
     } else if hooks.is_empty() {
-        output::line("there are no hooks")?;
+        output::line(&format!("there are no hooks in {folders}"))?;
     } else {
         let rows: Vec<_> = hooks.iter().map(Listed::row).collect();
         output::line(&output::table(

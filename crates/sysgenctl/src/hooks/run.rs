@@ -11,6 +11,7 @@ use sysgenid::{Change, Generation};
 use super::log::{self, Level};
 use crate::child::{Reach, Running, describe};
 use crate::events::{Event, Events};
+use crate::permission::explain;
 
 /// How long a hook has to end once it was asked to.
 const GRACE: Duration = Duration::from_secs(5);
@@ -175,7 +176,7 @@ impl Lookout {
                 log::say(Level::Warning, &text);
             }
             Event::Hindered(error) => {
-                let text = format!("{error}; waiting until the node is back");
+                let text = format!("{}; waiting until the node is back", explain(&error));
                 log::say(Level::Warning, &text);
             }
             Event::Back(change) => {

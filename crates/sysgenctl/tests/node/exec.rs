@@ -3,8 +3,9 @@
 //! `sysgenctl exec`.
 
 use rustix::process::{Pid, Signal, kill_process};
+use sysgenid_fixture::{Machine, eventually};
 
-use crate::machine::{Machine, eventually, runs};
+use crate::process::runs;
 use crate::program::{Program, run, sysgenctl};
 
 /// Prints its number, and then does nothing until it is ended.

@@ -10,7 +10,8 @@
 mod doctor;
 mod exec;
 mod hooks;
-mod machine;
+mod permission;
+mod process;
 mod program;
 mod status;
 mod trigger;

@@ -9,8 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
-
-use crate::machine::PATIENCE;
+use sysgenid_fixture::PATIENCE;
 
 /// How a program has ended, and what it has printed.
 #[derive(Debug)]

@@ -2,7 +2,8 @@
 
 //! `sysgenctl status`.
 
-use crate::machine::{Machine, acknowledge, tracked};
+use sysgenid_fixture::{Machine, acknowledge, tracked};
+
 use crate::program::{json, run};
 
 #[test]

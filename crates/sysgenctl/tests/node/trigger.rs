@@ -4,7 +4,8 @@
 
 use std::os::unix::process::CommandExt;
 
-use crate::machine::{Machine, acknowledge, tracked};
+use sysgenid_fixture::{Machine, acknowledge, tracked};
+
 use crate::program::{Program, json, run, sysgenctl};
 
 #[test]

@@ -2,7 +2,8 @@
 
 //! The exit codes that all subcommands share, and what the build makes of the command line.
 
-use crate::machine::Machine;
+use sysgenid_fixture::Machine;
+
 use crate::program::run;
 
 #[test]
@@ -45,9 +46,13 @@ fn where_the_command_line_is_wrong_the_exit_code_is_2() {
         &["trigger", "--min", "4294967296"],
         &["trigger", "--timeout", "1"],
         &["wait", "--timeout", "soon"],
+        &["wait", "--timeout", "-1"],
+        &["exec", "true"],
         &["exec", "--"],
         &["exec", "--signal", "NONE", "--", "true"],
         &["run-hooks", "--once", "--list"],
+        &["run-hooks", "--json"],
+        &["run-hooks", "--json", "--once"],
     ] {
         run(arguments).assert_code(2);
     }

@@ -1,96 +1,21 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A node whose server ends, and comes back: a daemon of the test's own, by the program that `SYSGENIDD` names.
-//!
-//! It needs root and a mount namespace of its own, as `cargo xtask test` makes one.
+//! A node whose server ends, and comes back.
 
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process};
-use sysgenid::Orchestrator;
+use sysgenid_fixture::{Daemon, Machine, eventually};
 
 use crate::hooks::Hooks;
-use crate::machine::{Machine, eventually};
-use crate::program::{Program, run};
-
-struct Daemon {
-    folder: PathBuf,
-    child: Option<Child>,
-}
-
-impl Daemon {
-    fn start(machine: &Machine) -> Self {
-        let folder = machine.file("daemon");
-        std::fs::create_dir(&folder).unwrap();
-        Self {
-            child: Some(Self::spawn(&folder)),
-            folder,
-        }
-    }
-
-    fn spawn(folder: &Path) -> Child {
-        let program = std::env::var_os("SYSGENIDD").expect("SYSGENIDD names the daemon");
-        let mut child = Command::new(program)
-            .args(["--foreground", "--directory"])
-            .arg(folder)
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap());
-        let mut line = String::new();
-        while !line.contains("ready") {
-            line.clear();
-            assert_ne!(log.read_line(&mut line).unwrap(), 0, "it ended");
-        }
-        // What else it says must not fill the pipe.
-        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        child
-    }
-
-    fn node(&self) -> String {
-        let node = self.folder.join("host/sysgenid");
-        node.to_str().unwrap().to_owned()
-    }
-
-    /// Ends it cleanly; its folder is empty then.
-    fn stop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            kill_process(Pid::from_child(&child), Signal::INT).unwrap();
-            child.wait().unwrap();
-        }
-    }
-
-    /// Starts another one, which knows nothing of the first.
-    fn start_again(&mut self) {
-        self.child = Some(Self::spawn(&self.folder));
-    }
-
-    fn orchestrator(&self) -> Orchestrator {
-        Orchestrator::open_at(self.node()).unwrap()
-    }
-
-    fn await_settled(&self) {
-        let orchestrator = self.orchestrator();
-        eventually("nobody is late", || {
-            orchestrator.outdated_watchers().unwrap() == 0
-        });
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
+use crate::process::runs;
+use crate::program::{Program, run, sysgenctl};
 
 #[test]
 #[ignore = "needs a daemon"]
 fn watch_waits_until_a_node_that_has_gone_is_back() {
-    let machine = Machine::new();
-    let mut daemon = Daemon::start(&machine);
+    let mut daemon = Daemon::start();
     let mut watch = Program::start(&["watch", "--json", "--node", &daemon.node()]);
     watch.await_stderr("is in generation");
     for _ in 0..2 {
@@ -111,9 +36,37 @@ fn watch_waits_until_a_node_that_has_gone_is_back() {
 
 #[test]
 #[ignore = "needs a daemon"]
+fn watch_waits_also_if_the_node_goes_while_it_prints_a_change() {
+    let mut daemon = Daemon::start();
+    let (mut reader, mut writer) = std::io::pipe().unwrap();
+    // What is printed has to wait for somebody who reads this.
+    writer.write_all(&[b' '; 65536]).unwrap();
+    let mut watch = sysgenctl(&["watch", "--node", &daemon.node()])
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(watch.stderr.take().unwrap()).lines();
+    let mut await_said = |text| assert!(said.any(|line| line.unwrap().contains(text)), "{text}");
+    await_said("is in generation");
+    daemon.orchestrator().bump().unwrap();
+    let call = format!("/proc/{}/syscall", watch.id());
+    eventually("it prints", || {
+        let call = std::fs::read_to_string(&call).unwrap();
+        // The first argument is the standard output.
+        call.split(' ').nth(1) == Some("0x1")
+    });
+    daemon.stop();
+    reader.read_exact(&mut [0; 65536]).unwrap();
+    await_said("has gone");
+    kill_process(Pid::from_child(&watch), Signal::TERM).unwrap();
+    assert!(watch.wait().unwrap().success());
+}
+
+#[test]
+#[ignore = "needs a daemon"]
 fn exec_starts_the_command_again_when_the_node_is_back() {
-    let machine = Machine::new();
-    let mut daemon = Daemon::start(&machine);
+    let mut daemon = Daemon::start();
     let node = daemon.node();
     let mut exec = Program::start(&[
         "--node",
@@ -146,7 +99,7 @@ fn hooks_run_when_the_node_is_back() {
     let machine = Machine::new();
     let hooks = Hooks::of(&machine);
     hooks.add("etc/10-first", "");
-    let mut daemon = Daemon::start(&machine);
+    let mut daemon = Daemon::start();
     let node = daemon.node();
     let mut service = hooks.serve(&["--node", &node]);
     daemon.stop();
@@ -165,7 +118,7 @@ fn hooks_run_when_the_node_is_back() {
 #[ignore = "needs a daemon"]
 fn whoever_waits_when_the_server_goes_is_told() {
     let machine = Machine::new();
-    let mut daemon = Daemon::start(&machine);
+    let mut daemon = Daemon::start();
     let node = daemon.node();
     let arguments = [
         "--node", &node, "exec", "--grace", "1h", "--", "/bin/sh", "-c",
@@ -195,17 +148,18 @@ fn whoever_waits_when_the_server_goes_is_told() {
 #[test]
 #[ignore = "needs a daemon"]
 fn something_else_in_the_place_of_the_node_is_waited_out() {
-    let machine = Machine::new();
-    let mut daemon = Daemon::start(&machine);
+    let mut daemon = Daemon::start();
     let node = daemon.node();
     let script = "echo up $$; exec sleep 1000";
     let arguments = ["--node", &node, "exec", "--", "/bin/sh", "-c", script];
     let mut exec = Program::start(&arguments);
     exec.await_stdout("up");
     daemon.stop();
-    let file = machine.write("daemon/host/sysgenid", "text");
+    let folder = daemon.folder().join("host");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(&node, "text").unwrap();
     exec.await_stderr("not a node");
-    std::fs::remove_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::remove_dir_all(folder).unwrap();
     daemon.start_again();
     exec.await_stdout("up");
     exec.signal(Signal::TERM);
@@ -216,8 +170,7 @@ fn something_else_in_the_place_of_the_node_is_waited_out() {
 #[test]
 #[ignore = "needs a daemon"]
 fn exec_that_cannot_go_on_ends_its_command() {
-    let machine = Machine::new();
-    let mut daemon = Daemon::start(&machine);
+    let mut daemon = Daemon::start();
     let node = daemon.node();
     let script = "echo up $$; exec sleep 1000";
     let arguments = ["--node", &node, "exec", "--", "/bin/sh", "-c", script];
@@ -225,9 +178,9 @@ fn exec_that_cannot_go_on_ends_its_command() {
     let pid = exec.await_stdout("up ");
     daemon.stop();
     // A path that leads in a circle is none of the errors that are waited out.
-    std::fs::create_dir_all(&daemon.folder).unwrap();
-    std::os::unix::fs::symlink("host", machine.file("daemon/host")).unwrap();
+    std::fs::create_dir_all(daemon.folder()).unwrap();
+    std::os::unix::fs::symlink("host", daemon.folder().join("host")).unwrap();
     exec.await_stderr("cannot go on");
     exec.end().assert_code(1);
-    assert!(!crate::machine::runs(pid.strip_prefix("up ").unwrap()));
+    assert!(!runs(pid.strip_prefix("up ").unwrap()));
 }

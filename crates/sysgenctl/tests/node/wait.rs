@@ -3,8 +3,8 @@
 //! `sysgenctl wait`.
 
 use rustix::process::Signal;
+use sysgenid_fixture::{Machine, acknowledge, tracked};
 
-use crate::machine::{Machine, acknowledge, tracked};
 use crate::program::{Program, json, run};
 
 #[test]

@@ -3,8 +3,8 @@
 //! `sysgenctl watch`.
 
 use rustix::process::Signal;
+use sysgenid_fixture::Machine;
 
-use crate::machine::Machine;
 use crate::program::Program;
 
 #[test]
@@ -32,11 +32,17 @@ fn watch_prints_a_line_at_each_change_until_it_is_told_to_end() {
 fn watch_prints_a_document_at_each_change() {
     let machine = Machine::new();
     let mut watch = Program::start(&["watch", "--json"]);
-    watch.await_stderr("is in generation");
-    let generation = machine.bump();
-    let line = watch.await_stdout("changed");
-    let document: serde_json::Value = serde_json::from_str(&line).unwrap();
-    assert_eq!(document["generation"], generation.get(), "{line}");
-    assert_eq!(document["event"], "changed", "{line}");
-    assert!(document["time"].as_str().unwrap().ends_with('Z'), "{line}");
+    let mut next = |event: &str| {
+        let line = watch.await_stdout("");
+        let document: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(document["event"], event, "{line}");
+        assert!(document["time"].as_str().unwrap().ends_with('Z'), "{line}");
+        document["generation"].clone()
+    };
+    // Whoever has read the first one knows that all changes from then on are told.
+    assert_eq!(next("start"), machine.generation().get());
+    for _ in 0..2 {
+        let generation = machine.bump();
+        assert_eq!(next("changed"), generation.get());
+    }
 }

@@ -7,8 +7,8 @@ use std::ptr;
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use serde_json::Value;
+use sysgenid_fixture::{Machine, acknowledge, tracked};
 
-use crate::machine::{Machine, acknowledge, tracked};
 use crate::program::{json, run};
 
 /// What is listed of a process.
