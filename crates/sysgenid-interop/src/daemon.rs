@@ -12,14 +12,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use anyhow::Result;
-use anyhow::bail;
 
 use crate::Stage;
+use crate::built::DAEMON;
 use crate::conversation::Running;
 use crate::tool;
-
-/// Names the daemon's program, if it is not beside the tests.
-const VARIABLE: &str = "SYSGENIDD";
 
 /// The daemon's folder, as on any machine.
 const DIRECTORY: &str = "/run/sysgenid";
@@ -38,7 +35,7 @@ impl Daemon {
     /// Starts the daemon with these options, and waits until it serves its nodes.
     pub fn start(stage: &Stage, options: &[&str]) -> Result<Self> {
         // The OCI hook calls it by this name.
-        let program = stage.install_as("sysgenidd", program()?)?;
+        let program = stage.install_as("sysgenidd", DAEMON.program()?)?;
         let socket = stage.folder("/run/notify")?.join("socket");
         let notices = UnixDatagram::bind(&socket)?;
         let running = Command::new(&program)
@@ -83,26 +80,6 @@ impl Daemon {
         command.args(task).args(["--directory", DIRECTORY]);
         command
     }
-}
-
-/// The daemon that is tested.
-pub(crate) fn program() -> Result<PathBuf> {
-    if let Some(program) = std::env::var_os(VARIABLE) {
-        return Ok(program.into());
-    }
-    // The tests are in `deps`, below the folder of the programs.
-    let program = std::env::current_exe()?
-        .ancestors()
-        .nth(2)
-        .context("a test is in a folder")?
-        .join("sysgenidd");
-    if !program.exists() {
-        bail!(
-            "{} is missing; build it (cargo build -p sysgenidd), or name it in {VARIABLE}",
-            program.display()
-        );
-    }
-    Ok(program)
 }
 
 /// Waits for the daemon's word. Goes on to listen, as a service manager does, so that no later notice

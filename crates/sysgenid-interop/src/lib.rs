@@ -7,9 +7,11 @@
 //! The programs on it are told what to do, and say what they see, by lines of JSON on their standard
 //! input and output: see [`conversation`].
 
+mod built;
 pub mod checkpoint;
 pub mod container;
 pub mod conversation;
+pub mod cue;
 pub mod daemon;
 pub mod load;
 pub mod node;

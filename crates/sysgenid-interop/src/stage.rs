@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::Context;
 use anyhow::Result;
@@ -23,6 +24,8 @@ use rustix::io::FdFlags;
 use rustix::mount::MountFlags;
 use rustix::mount::MountPropagationFlags;
 use rustix::thread::UnshareFlags;
+
+use crate::tool;
 
 /// The devices that programs, containers and the daemon expect.
 const DEVICES: &[&str] = &[
@@ -98,6 +101,19 @@ impl Stage {
         File::create(&installed)?;
         self.bind(program.as_ref(), &installed)?;
         Ok(installed)
+    }
+
+    /// Writes a script that everybody can run, over what is there.
+    pub fn write_program(&self, path: &Path, text: &str) -> Result<()> {
+        // Another process writes it: what this one has open for writing, another test's child may have open, and
+        // it could not be run.
+        let mut command = Command::new("sh");
+        command.args([
+            "-ec",
+            "rm -f \"$1\"; printf %s \"$2\" >\"$1\"; chmod 755 \"$1\"",
+            "sh",
+        ]);
+        tool::run(command.arg(path).arg(text)).map(drop)
     }
 
     /// Makes a folder that everybody can look into.

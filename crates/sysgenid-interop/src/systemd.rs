@@ -2,6 +2,7 @@
 
 //! A machine that systemd has booted: a container in all but its files, which are those of the stage.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs::File;
 use std::os::unix::fs::symlink;
@@ -9,6 +10,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
+use std::process::Output;
 use std::process::Stdio;
 use std::str::FromStr;
 use std::sync::atomic::AtomicU32;
@@ -27,9 +29,11 @@ use rustix::fs::FileType;
 use rustix::fs::Mode;
 
 use crate::Stage;
+use crate::built::Built;
+use crate::built::COMMAND_LINE;
+use crate::built::DAEMON;
 use crate::conversation::Conversation;
 use crate::conversation::Running;
-use crate::daemon;
 use crate::tool;
 use crate::tool::Tool;
 
@@ -40,7 +44,10 @@ const SYSTEMD: Tool = Tool {
 };
 
 /// Where the daemon is installed.
-const DAEMON: &str = "/usr/sbin/sysgenidd";
+const DAEMON_PATH: &str = "/usr/sbin/sysgenidd";
+
+/// Where the command line is installed.
+pub const COMMAND_LINE_PATH: &str = "/usr/bin/sysgenctl";
 
 /// The daemon's configuration.
 const CONFIGURATION: &str = "/etc/sysgenid/sysgenidd.toml";
@@ -71,8 +78,14 @@ const LOG: &str = "/run/services.log";
 /// The control groups of this and other tests.
 const GROUPS: &str = "/sys/fs/cgroup";
 
+/// A unit that runs until it is stopped.
+pub const SLEEPER: &str = "[Service]\nExecStart=sleep infinity\n";
+
 /// How long anything may take. Only ever waited for in full where something is wrong.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long it is until something is looked at again.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Enters the machine's control group, then makes its namespaces. What is mounted later is seen on the stage.
 const ENTER: &str = r#"
@@ -111,8 +124,7 @@ impl Machine {
                 .parent()
                 .context("it is in a folder")?,
         )?;
-        File::create(DAEMON)?;
-        stage.bind(&daemon::program()?, Path::new(DAEMON))?;
+        install(stage, DAEMON, DAEMON_PATH)?;
         install_units(stage)?;
         let socket = stage.folder("/run/booted")?.join("socket");
         let notices = UnixDatagram::bind(&socket)?;
@@ -175,6 +187,43 @@ impl Machine {
             .map_err(|error| anyhow::anyhow!("{property} of {unit} is {value:?}: {error}"))
     }
 
+    /// How a unit is: `active`, for one.
+    pub fn state(&self, unit: &str) -> Result<String> {
+        self.property(unit, "ActiveState")
+    }
+
+    /// Waits until it is so.
+    pub fn wait_for_state(&self, unit: &str, wanted: &str) -> Result<()> {
+        self.wait_until(&format!("{unit} is {wanted}"), || {
+            Ok(self.state(unit)? == wanted)
+        })
+    }
+
+    /// The process of a service, or 0.
+    pub fn main_process(&self, service: &str) -> Result<u32> {
+        self.property(service, "MainPID")
+    }
+
+    /// What tells one run of a unit from the next, of several.
+    pub fn invocations(&self, units: &[&str]) -> Result<BTreeMap<String, String>> {
+        units
+            .iter()
+            .map(|unit| Ok(((*unit).to_owned(), self.property(unit, "InvocationID")?)))
+            .collect()
+    }
+
+    /// Kills the process of a service, and waits until systemd has started it again, or given it up.
+    pub fn crash(&self, service: &str) -> Result<()> {
+        let old = self.main_process(service)?;
+        self.systemctl(&["kill", "--kill-who=main", "--signal=KILL", service])?;
+        self.wait_until(&format!("{service} runs again, or is given up"), || {
+            // In this order: what is active then is the new one.
+            let is_new = ![0, old].contains(&self.main_process(service)?);
+            let state = self.state(service)?;
+            Ok(state == "failed" || is_new && state == "active")
+        })
+    }
+
     /// Waits until something is as it should be, which is found by asking systemd again and again.
     pub fn wait_until(&self, what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
         let until = Instant::now() + PATIENCE;
@@ -186,6 +235,7 @@ impl Machine {
                     said()
                 );
             }
+            std::thread::sleep(PAUSE);
         }
         Ok(())
     }
@@ -198,6 +248,15 @@ impl Machine {
     /// Runs a program in the machine to its end.
     pub fn run(&self, program: &Path, arguments: &[&str]) -> Result<String> {
         tool::run(self.command(program).args(arguments))
+    }
+
+    /// The same, if a failure is an answer as well.
+    pub fn output(&self, program: &Path, arguments: &[&str]) -> Result<Output> {
+        let mut command = self.command(program);
+        command.args(arguments).stdin(Stdio::null());
+        command
+            .output()
+            .with_context(|| format!("cannot run {}", program.display()))
     }
 
     /// The lines of the list of mounts that are about the daemon's.
@@ -236,6 +295,17 @@ pub fn packaged() -> PathBuf {
 /// What the services wrote.
 pub fn said() -> String {
     std::fs::read_to_string(LOG).unwrap_or_default()
+}
+
+/// Gives the stage the command line of operators, which some units run.
+pub fn install_command_line(stage: &Stage) -> Result<()> {
+    stage.lay_over("/usr/bin")?;
+    install(stage, COMMAND_LINE, COMMAND_LINE_PATH)
+}
+
+fn install(stage: &Stage, built: Built, path: &str) -> Result<()> {
+    File::create(path)?;
+    stage.bind(&built.program()?, Path::new(path))
 }
 
 fn install_units(stage: &Stage) -> Result<()> {

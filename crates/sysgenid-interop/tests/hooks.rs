@@ -8,10 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
-use std::os::unix::fs::FileTypeExt;
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
@@ -28,7 +25,6 @@ use anyhow::Context;
 use anyhow::Result;
 use anyhow::bail;
 use anyhow::ensure;
-use rustix::fs::OFlags;
 use rustix::mount::MountFlags;
 use rustix::mount::MountPropagationFlags;
 use rustix::mount::UnmountFlags;
@@ -37,8 +33,11 @@ use rustix::process::Signal;
 use rustix::thread::UnshareFlags;
 use sysgenid_interop::Stage;
 use sysgenid_interop::conversation::Running;
+use sysgenid_interop::cue::Cue;
 use sysgenid_interop::systemd;
+use sysgenid_interop::systemd::COMMAND_LINE_PATH;
 use sysgenid_interop::systemd::Machine;
+use sysgenid_interop::systemd::SLEEPER;
 use sysgenid_interop::tool;
 use sysgenid_interop::tool::CHRONYD;
 use sysgenid_interop::tool::SHELLCHECK;
@@ -894,7 +893,7 @@ fn named_units_are_restarted_if_they_run() {
             machine.add_unit(&format!("{name}.service"), SLEEPER)?;
         }
         machine.systemctl(&["start", "one", "two", "three"])?;
-        let before = invocations(&machine, &["one", "two", "three"])?;
+        let before = machine.invocations(&["one", "two", "three"])?;
         let restart = Hook::new(RESTART_UNITS);
         let said = restart.run_in(&machine)?;
         assert!(said.contains("none to restart"), "{said}");
@@ -918,7 +917,7 @@ fn named_units_are_restarted_if_they_run() {
             .collect();
         assert_eq!(lines, restarted);
         assert!(said.contains("idle.service: does not run"), "{said}");
-        let after = invocations(&machine, &["one", "two", "three"])?;
+        let after = machine.invocations(&["one", "two", "three"])?;
         for (unit, invocation) in &before {
             assert_ne!(after[unit], *invocation, "{unit}");
         }
@@ -943,7 +942,7 @@ fn a_unit_that_fails_is_named_and_it_alone_is_tried_again() {
         machine.systemctl(&["start", "good", "bad"])?;
         name_units(stage, "bad.service\ngood.service\n")?;
         std::fs::write("/run/fail", "")?;
-        let before = invocations(&machine, &["good"])?;
+        let before = machine.invocations(&["good"])?;
         let hook = |attempt| Hook::new(RESTART_UNITS).generation(3).attempt(attempt);
 
         let failed = hook(1).run_in(&machine).expect_err("one unit fails");
@@ -951,7 +950,7 @@ fn a_unit_that_fails_is_named_and_it_alone_is_tried_again() {
             format!("{failed:#}").contains("not restarted: bad.service ("),
             "{failed:#}"
         );
-        let after = invocations(&machine, &["good"])?;
+        let after = machine.invocations(&["good"])?;
         assert_ne!(after, before, "the unit after it was left out");
 
         // It does not run any more, because of the hook: so it is not left as it is, not even when nobody
@@ -959,10 +958,10 @@ fn a_unit_that_fails_is_named_and_it_alone_is_tried_again() {
         for attempt in [2, 1, 2] {
             hook(attempt).run_in(&machine).expect_err("it fails still");
         }
-        let after = invocations(&machine, &["good"])?;
+        let after = machine.invocations(&["good"])?;
         hook(3).run_in(&machine).expect_err("it fails still");
         assert_eq!(
-            invocations(&machine, &["good"])?,
+            machine.invocations(&["good"])?,
             after,
             "was restarted again"
         );
@@ -977,7 +976,7 @@ fn a_unit_that_fails_is_named_and_it_alone_is_tried_again() {
             .generation(4)
             .attempt(2)
             .run_in(&machine)?;
-        assert_ne!(invocations(&machine, &["good"])?, after);
+        assert_ne!(machine.invocations(&["good"])?, after);
         Ok(())
     });
 }
@@ -1012,7 +1011,7 @@ fn systemd_finds_no_fault_in_the_units() {
         // The programs of the units must be there.
         for (folder, program) in [("/usr/bin", "sysgenctl"), ("/usr/sbin", "sysgenidd")] {
             stage.lay_over(folder)?;
-            write_program(&Path::new(folder).join(program), "#!/bin/sh\n")?;
+            stage.write_program(&Path::new(folder).join(program), "#!/bin/sh\n")?;
         }
         for unit in systemd::PACKAGED {
             let mut command = Command::new("systemd-analyze");
@@ -1076,57 +1075,54 @@ fn what_a_hook_changes_is_changed_for_the_whole_machine() {
 #[ignore = "needs root and systemd"]
 fn the_target_is_reached_anew_after_each_change_and_stops_what_is_part_of_it() {
     Stage::play(|stage| {
-        let machine = boot_with_waiter(stage)?;
+        let (machine, cue) = boot_with_waiter(stage)?;
         File::create("/dev/sysgenid")?;
 
         machine.systemctl(&["start", "--no-block", "web.service"])?;
-        wait_for_state(&machine, WAIT, "activating")?;
-        assert_eq!(state(&machine, "web.service")?, "inactive");
-        settle(&machine)?;
-        wait_for_state(&machine, "web.service", "active")?;
-        assert_eq!(state(&machine, SETTLED)?, "active");
-        let first = invocations(&machine, &["web"])?;
+        machine.wait_for_state(WAIT, "activating")?;
+        assert_eq!(machine.state("web.service")?, "inactive");
+        cue.give(&machine, 0)?;
+        machine.wait_for_state("web.service", "active")?;
+        assert_eq!(machine.state(SETTLED)?, "active");
+        let first = machine.invocations(&["web"])?;
 
         machine.systemctl(&UNSETTLE)?;
-        wait_for_state(&machine, WAIT, "activating")?;
-        wait_for_state(&machine, "web.service", "inactive")?;
-        assert_eq!(state(&machine, SETTLED)?, "inactive");
-        assert_eq!(state(&machine, "other.service")?, "active");
+        machine.wait_for_state(WAIT, "activating")?;
+        machine.wait_for_state("web.service", "inactive")?;
+        assert_eq!(machine.state(SETTLED)?, "inactive");
+        assert_eq!(machine.state("other.service")?, "active");
 
         // Another change while the first is dealt with: it waits anew.
-        let waiting = invocations(&machine, &[WAIT])?;
+        let waiting = machine.invocations(&[WAIT])?;
         machine.systemctl(&UNSETTLE)?;
         machine.wait_until("it waits anew", || {
-            Ok(
-                invocations(&machine, &[WAIT])? != waiting
-                    && state(&machine, WAIT)? == "activating",
-            )
+            Ok(machine.invocations(&[WAIT])? != waiting && machine.state(WAIT)? == "activating")
         })?;
-        assert_eq!(state(&machine, SETTLED)?, "inactive");
+        assert_eq!(machine.state(SETTLED)?, "inactive");
 
         // Meanwhile a hook restarts units. Neither waits for the other.
         name_units(stage, "web.service\nlate.service\nother.service\n")?;
-        let other = invocations(&machine, &["other", "late"])?;
+        let other = machine.invocations(&["other", "late"])?;
         let said = Hook::new(RESTART_UNITS).run_in(&machine)?;
         for unit in ["web.service", "late.service"] {
             let told = format!("{unit}: restarted as soon as sysgenid-settled.target is reached");
             assert!(said.contains(&told), "{said}");
         }
-        assert_eq!(invocations(&machine, &["late"])?["late"], other["late"]);
-        assert_ne!(invocations(&machine, &["other"])?["other"], other["other"]);
+        assert_eq!(machine.invocations(&["late"])?["late"], other["late"]);
+        assert_ne!(machine.invocations(&["other"])?["other"], other["other"]);
 
-        settle(&machine)?;
-        wait_for_state(&machine, "web.service", "active")?;
-        wait_for_state(&machine, SETTLED, "active")?;
-        assert_ne!(invocations(&machine, &["web"])?, first);
+        cue.give(&machine, 0)?;
+        machine.wait_for_state("web.service", "active")?;
+        machine.wait_for_state(SETTLED, "active")?;
+        assert_ne!(machine.invocations(&["web"])?, first);
         machine.wait_until("what is only ordered after it is restarted", || {
-            let now = invocations(&machine, &["late"])?;
-            Ok(state(&machine, "late.service")? == "active" && now["late"] != other["late"])
+            let now = machine.invocations(&["late"])?;
+            Ok(machine.state("late.service")? == "active" && now["late"] != other["late"])
         })?;
 
         // Whoever starts it after a stop waits.
         machine.systemctl(&["stop", SETTLED])?;
-        wait_for_state(&machine, WAIT, "inactive")?;
+        machine.wait_for_state(WAIT, "inactive")?;
         Ok(())
     });
 }
@@ -1135,7 +1131,7 @@ fn the_target_is_reached_anew_after_each_change_and_stops_what_is_part_of_it() {
 #[ignore = "needs root and systemd"]
 fn a_change_is_not_lost_that_comes_just_before_the_target_is_reached() {
     Stage::play(|stage| {
-        let machine = boot_with_waiter(stage)?;
+        let (machine, cue) = boot_with_waiter(stage)?;
         File::create("/dev/sysgenid")?;
         // "Just before" lasts for as long as this takes.
         tool::run(Command::new("mkfifo").arg("/run/rest"))?;
@@ -1144,17 +1140,17 @@ fn a_change_is_not_lost_that_comes_just_before_the_target_is_reached() {
         let and_rest = "[Unit]\nWants=rest.service\nAfter=rest.service\n";
         machine.add_unit(&format!("{SETTLED}.d/rest.conf"), and_rest)?;
         machine.systemctl(&["start", "--no-block", SETTLED])?;
-        settle(&machine)?;
-        wait_for_state(&machine, WAIT, "active")?;
-        assert_eq!(state(&machine, SETTLED)?, "inactive");
+        cue.give(&machine, 0)?;
+        machine.wait_for_state(WAIT, "active")?;
+        assert_eq!(machine.state(SETTLED)?, "inactive");
 
         machine.systemctl(&UNSETTLE)?;
-        wait_for_state(&machine, WAIT, "activating")?;
+        machine.wait_for_state(WAIT, "activating")?;
         std::fs::write("/run/rest", "")?;
-        wait_for_state(&machine, "rest.service", "active")?;
-        assert_eq!(state(&machine, SETTLED)?, "inactive");
-        settle(&machine)?;
-        wait_for_state(&machine, SETTLED, "active")
+        machine.wait_for_state("rest.service", "active")?;
+        assert_eq!(machine.state(SETTLED)?, "inactive");
+        cue.give(&machine, 0)?;
+        machine.wait_for_state(SETTLED, "active")
     });
 }
 
@@ -1162,25 +1158,25 @@ fn a_change_is_not_lost_that_comes_just_before_the_target_is_reached() {
 #[ignore = "needs root and systemd"]
 fn a_machine_without_a_node_reaches_the_target_at_once() {
     Stage::play(|stage| {
-        let machine = boot_with_waiter(stage)?;
+        let (machine, cue) = boot_with_waiter(stage)?;
         machine.systemctl(&["start", "--no-block", "web.service"])?;
-        wait_for_state(&machine, "web.service", "active")?;
-        assert_eq!(state(&machine, SETTLED)?, "active");
+        machine.wait_for_state("web.service", "active")?;
+        assert_eq!(machine.state(SETTLED)?, "active");
 
         // Nor does one whose node goes away in that moment fail.
         machine.systemctl(&["stop", SETTLED])?;
         File::create("/dev/sysgenid")?;
         machine.systemctl(&["start", "--no-block", SETTLED])?;
-        wait_for_state(&machine, WAIT, "activating")?;
-        answer(&machine, 4)?;
-        wait_for_state(&machine, SETTLED, "active")?;
+        machine.wait_for_state(WAIT, "activating")?;
+        cue.give(&machine, 4)?;
+        machine.wait_for_state(SETTLED, "active")?;
 
         // Where somebody limits the time, the target is not reached when it is over.
         machine.systemctl(&UNSETTLE)?;
-        wait_for_state(&machine, WAIT, "activating")?;
-        answer(&machine, 3)?;
-        wait_for_state(&machine, WAIT, "failed")?;
-        assert_eq!(state(&machine, SETTLED)?, "inactive");
+        machine.wait_for_state(WAIT, "activating")?;
+        cue.give(&machine, 3)?;
+        machine.wait_for_state(WAIT, "failed")?;
+        assert_eq!(machine.state(SETTLED)?, "inactive");
         Ok(())
     });
 }
@@ -1188,17 +1184,13 @@ fn a_machine_without_a_node_reaches_the_target_at_once() {
 /// Settings that older releases of systemd do not know, and leave out.
 const TOO_NEW: [&str; 2] = ["'RestartMode'", "'FileDescriptorStorePreserve'"];
 
-/// A unit that runs until it is stopped.
-const SLEEPER: &str = "[Service]\nExecStart=sleep infinity\n";
-
-/// A machine where `sysgenctl wait` waits for what [`answer`] says. `web` is part of the target, `late` is
-/// ordered after it, `other` knows nothing of it.
-fn boot_with_waiter(stage: &Stage) -> Result<Machine> {
+/// A machine where `sysgenctl wait` waits for the cue: 0 if everybody has acknowledged. `web` is part of the
+/// target, `late` is ordered after it, `other` knows nothing of it.
+fn boot_with_waiter(stage: &Stage) -> Result<(Machine, Cue)> {
     stage.lay_over("/usr/bin")?;
-    tool::run(Command::new("mkfifo").arg("/run/answer"))?;
-    let waiter =
-        "#!/bin/sh\n[ \"$*\" = wait ] || exit 9\nread -r code </run/answer\nexit \"$code\"\n";
-    write_program(Path::new("/usr/bin/sysgenctl"), waiter)?;
+    let cue = Cue::new(stage, "wait")?;
+    let waiter = format!("#!/bin/sh\n[ \"$*\" = wait ] || exit 9\n{}", cue.script());
+    stage.write_program(Path::new(COMMAND_LINE_PATH), &waiter)?;
     let machine = Machine::boot(stage)?;
     let after = format!("[Unit]\nAfter={SETTLED}\n");
     machine.add_unit("late.service", &format!("{after}{SLEEPER}"))?;
@@ -1208,48 +1200,7 @@ fn boot_with_waiter(stage: &Stage) -> Result<Machine> {
     )?;
     machine.add_unit("other.service", SLEEPER)?;
     machine.systemctl(&["start", "late.service", "other.service"])?;
-    Ok(machine)
-}
-
-/// Everybody has acknowledged.
-fn settle(machine: &Machine) -> Result<()> {
-    answer(machine, 0)
-}
-
-/// Lets the wait end with this exit status.
-fn answer(machine: &Machine, code: u8) -> Result<()> {
-    assert!(Path::new("/run/answer").metadata()?.file_type().is_fifo());
-    machine.wait_until("somebody waits", || {
-        let nonblocking = i32::try_from(OFlags::NONBLOCK.bits())?;
-        let opened = File::options()
-            .write(true)
-            .custom_flags(nonblocking)
-            .open("/run/answer");
-        // There is no reader yet.
-        let Ok(mut pipe) = opened else {
-            return Ok(false);
-        };
-        writeln!(pipe, "{code}")?;
-        Ok(true)
-    })
-}
-
-fn state(machine: &Machine, unit: &str) -> Result<String> {
-    machine.property(unit, "ActiveState")
-}
-
-fn wait_for_state(machine: &Machine, unit: &str, wanted: &str) -> Result<()> {
-    machine.wait_until(&format!("{unit} is {wanted}"), || {
-        Ok(state(machine, unit)? == wanted)
-    })
-}
-
-/// What tells one run of a unit from the next.
-fn invocations(machine: &Machine, units: &[&str]) -> Result<BTreeMap<String, String>> {
-    units
-        .iter()
-        .map(|unit| Ok(((*unit).to_owned(), machine.property(unit, "InvocationID")?)))
-        .collect()
+    Ok((machine, cue))
 }
 
 fn name_units(stage: &Stage, text: &str) -> Result<()> {
@@ -1379,22 +1330,10 @@ fn set(stage: &Stage) -> Result<()> {
 fn stub(stage: &Stage, name: &str, script: &str) -> Result<()> {
     let path = stage.folder(STUBS)?.join(name);
     std::fs::write(CALLS, "")?;
-    write_program(
+    stage.write_program(
         &path,
         &format!("#!/bin/sh\necho \"{name} $*\" >>{CALLS}\n{script}\n"),
     )
-}
-
-/// Another process writes it: what this one has open for writing, another test's child may have open, and it
-/// could not be run.
-fn write_program(path: &Path, text: &str) -> Result<()> {
-    let mut command = Command::new("sh");
-    command.args([
-        "-ec",
-        "rm -f \"$1\"; printf %s \"$2\" >\"$1\"; chmod 755 \"$1\"",
-        "sh",
-    ]);
-    tool::run(command.arg(path).arg(text)).map(drop)
 }
 
 /// How the stubs were called, since the last was made.

@@ -30,9 +30,9 @@ fn no_program_notices_that_systemd_restarts_the_daemon() {
         let mut load = Load::start(&machine)?;
         for restart in 1..=20 {
             let before = load.check()?;
-            let old = main_process(&machine)?;
+            let old = machine.main_process(UNIT)?;
             machine.systemctl(&["restart", UNIT])?;
-            assert_ne!(main_process(&machine)?, old, "nothing was restarted");
+            assert_ne!(machine.main_process(UNIT)?, old, "nothing was restarted");
             // It was not killed because it took too long: nobody would notice that either.
             let said = systemd::said();
             let handovers = said.matches("handing over to the next process").count();
@@ -51,8 +51,8 @@ fn no_program_notices_that_the_daemon_crashes() {
         let mut load = Load::start(&machine)?;
         for _ in 0..20 {
             let before = load.check()?;
-            crash(&machine)?;
-            assert_eq!(active_state(&machine, UNIT)?, "active");
+            machine.crash(UNIT)?;
+            assert_eq!(machine.state(UNIT)?, "active");
             load.check_after_start(&machine, &before)?;
         }
         Ok(())
@@ -65,13 +65,13 @@ fn who_opens_a_node_while_no_daemon_runs_waits_for_the_next() {
     Stage::play(|stage| {
         let machine = start_service(stage)?;
         let (mut reader, _reader) = start_sleeper(&machine, "read")?;
-        let old = main_process(&machine)?;
+        let old = machine.main_process(UNIT)?;
         machine.delay_starts()?;
         machine.systemctl(&["restart", "--no-block", UNIT])?;
         machine.wait_until("the next daemon waits for its configuration", || {
-            Ok(![0, old].contains(&main_process(&machine)?))
+            Ok(![0, old].contains(&machine.main_process(UNIT)?))
         })?;
-        assert_eq!(active_state(&machine, UNIT)?, "activating");
+        assert_eq!(machine.state(UNIT)?, "activating");
         let (mut opener, _opener) = start_sleeper(&machine, "open")?;
 
         machine.configure("")?;
@@ -89,7 +89,7 @@ fn who_opens_a_node_while_no_daemon_runs_waits_for_the_next() {
 fn systemd_reloads_the_configuration_and_tells_of_a_fault_in_it() {
     Stage::play(|stage| {
         let machine = start_service(stage)?;
-        let main = main_process(&machine)?;
+        let main = machine.main_process(UNIT)?;
         let mapping = Mapping::open(Path::new("/dev/sysgenid"))?;
         let instance = Path::new(DIRECTORY).join("web/sysgenid");
         assert!(!instance.exists());
@@ -103,7 +103,7 @@ fn systemd_reloads_the_configuration_and_tells_of_a_fault_in_it() {
             .systemctl(&["reload", UNIT])
             .expect_err("systemd says that all is well with a faulty configuration");
         assert!(format!("{refused:#}").contains("nobody"), "{refused:#}");
-        assert_eq!(active_state(&machine, UNIT)?, "active");
+        assert_eq!(machine.state(UNIT)?, "active");
         assert!(
             instance.exists(),
             "a faulty configuration changed something"
@@ -116,7 +116,7 @@ fn systemd_reloads_the_configuration_and_tells_of_a_fault_in_it() {
             "the instance is not configured any more"
         );
 
-        assert_eq!(main_process(&machine)?, main, "a reload is no restart");
+        assert_eq!(machine.main_process(UNIT)?, main, "a reload is no restart");
         assert_eq!(mapping.generation(), 0);
         Ok(())
     });
@@ -133,7 +133,7 @@ fn a_stop_by_systemd_wakes_who_sleeps_and_leaves_nothing_behind() {
 
         let error: Option<i32> = sleeper.receive()?;
         assert_eq!(error, Some(Errno::NODEV.raw_os_error()));
-        assert_eq!(active_state(&machine, UNIT)?, "inactive");
+        assert_eq!(machine.state(UNIT)?, "inactive");
         assert_eq!(what_is_left(&machine)?, [""; 0]);
 
         // Nor is anything kept: the next start is a first one.
@@ -152,9 +152,9 @@ fn a_daemon_that_cannot_stay_up_is_given_up_and_cleaned_up_after() {
 
         // The first start counts, too.
         let mut crashes = 0;
-        while active_state(&machine, UNIT)? != "failed" {
+        while machine.state(UNIT)? != "failed" {
             assert!(crashes < 5, "systemd starts it for ever");
-            crash(&machine)?;
+            machine.crash(UNIT)?;
             crashes += 1;
         }
         let result: String = machine.property(UNIT, "Result")?;
@@ -166,7 +166,7 @@ fn a_daemon_that_cannot_stay_up_is_given_up_and_cleaned_up_after() {
             Ok(what_is_left(&machine)?.is_empty())
         })?;
         machine.wait_until("cleaning has ended", || {
-            Ok(active_state(&machine, CLEAN)? == "inactive")
+            Ok(machine.state(CLEAN)? == "inactive")
         })?;
         let result: String = machine.property(CLEAN, "Result")?;
         assert_eq!(result, "success");
@@ -186,26 +186,6 @@ fn start_service(stage: &Stage) -> Result<Machine> {
     stage.install(env!("CARGO_BIN_EXE_node-client"))?;
     stage.install(env!("CARGO_BIN_EXE_watching-program"))?;
     Ok(machine)
-}
-
-fn active_state(machine: &Machine, unit: &str) -> Result<String> {
-    machine.property(unit, "ActiveState")
-}
-
-fn main_process(machine: &Machine) -> Result<u32> {
-    machine.property(UNIT, "MainPID")
-}
-
-/// Kills the daemon, and waits until systemd has started it again, or given it up.
-fn crash(machine: &Machine) -> Result<()> {
-    let old = main_process(machine)?;
-    machine.systemctl(&["kill", "--signal=KILL", UNIT])?;
-    machine.wait_until("the daemon runs again, or is given up", || {
-        // In this order: what is active then is the new one.
-        let is_new = ![0, old].contains(&main_process(machine)?);
-        let state = active_state(machine, UNIT)?;
-        Ok(state == "failed" || is_new && state == "active")
-    })
 }
 
 /// The mounts and links of a daemon that should have left none.

@@ -38,7 +38,11 @@ fn with_others(context: &Context<'_>) -> Result<()> {
     }
     host_packages::install(context.cache, PACKAGES)?;
     let tree = Tree::prepare(context.cache)?;
-    context.cargo("build-daemon", &["build", "--package", "sysgenidd"], &[])?;
+    context.cargo(
+        "build-programs",
+        &["build", "--package", "sysgenidd", "--package", "sysgenctl"],
+        &[],
+    )?;
     context.cargo(
         "interop",
         &["test", "--package", "sysgenid-interop", "--", "--ignored"],
