@@ -198,11 +198,16 @@ pub(crate) struct Format {
     pub(crate) json: bool,
 }
 
-#[derive(Clone, Copy, Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct Patience {
     /// For at most so long: seconds, or a number with ms, s, m or h [default: for ever]
     #[arg(long, value_name = "TIME", value_parser = duration, allow_negative_numbers = true)]
     pub(crate) timeout: Option<Duration>,
+
+    /// Where run-hooks notes its progress (its --state-dir): hooks are waited for, too, that a restart of it has
+    /// interrupted [default: /run/sysgenid-hooks, unless another node than the machine's own is named]
+    #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
+    pub(crate) hooks_state: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -261,8 +266,8 @@ pub(crate) struct RunHooks {
     #[arg(long, value_name = "TIME", default_value = "30", value_parser = duration, allow_negative_numbers = true)]
     pub(crate) timeout: Duration,
 
-    /// Where it is noted that a change is not dealt with yet, for the next start [default: the first folder of the
-    /// service's RUNTIME_DIRECTORY; without one nothing is noted]
+    /// Where it is noted what has been dealt with, for the next start and for sysgenctl wait [default: the first folder
+    /// of the service's RUNTIME_DIRECTORY; without one nothing is noted]
     #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath, conflicts_with_all = ["once", "list"])]
     pub(crate) state_dir: Option<PathBuf>,
 

@@ -28,7 +28,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use crate::cli::{Cli, Task};
+use crate::cli::{Cli, Patience, Task};
 use crate::events::is_away;
 use crate::place::Place;
 
@@ -57,13 +57,19 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.task {
         Task::Status { format } => status::run(&place, format.json),
         Task::Watch { format } => watch::run(&place, format.json),
-        Task::Wait { patience, format } => wait::run(&place, patience.timeout, format.json),
+        Task::Wait { patience, format } => wait::run(&place, &patience, format.json),
         Task::Trigger {
             min,
             wait,
             timeout,
             format,
-        } => trigger::run(&place, min, wait.then_some(timeout), format.json),
+        } => {
+            let patience = Patience {
+                timeout,
+                hooks_state: None,
+            };
+            trigger::run(&place, min, wait.then_some(&patience), format.json)
+        }
         Task::Watchers { outdated, format } => watchers::run(&place, outdated, format.json),
         Task::Exec(options) => exec::run(&place, &options),
         Task::RunHooks(options) => hooks::run(&place, &options),

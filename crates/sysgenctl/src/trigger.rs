@@ -3,11 +3,11 @@
 //! `sysgenctl trigger`: changes the generation.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use serde::Serialize;
 use sysgenid::Generation;
 
+use crate::cli::Patience;
 use crate::output;
 use crate::place::Place;
 use crate::wait;
@@ -18,21 +18,21 @@ struct Answer {
     generation: u32,
 }
 
-/// With `wait`, it waits for everybody as well, for at most the time in it.
+/// With `wait`, it waits for everybody as well, with the patience in it.
 pub(crate) fn run(
     place: &Place,
     min: Option<u32>,
-    wait: Option<Option<Duration>>,
+    wait: Option<&Patience>,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
     let orchestrator = place.orchestrator()?;
     let minimum = min.map_or(Generation::START, Generation::new);
     let generation = orchestrator.bump_at_least(minimum)?;
-    if let Some(timeout) = wait {
+    if let Some(patience) = wait {
         if !json {
             output::line(&format!("generation {generation}"))?;
         }
-        return wait::settle(orchestrator, timeout, json);
+        return wait::settle(place, orchestrator, patience, json);
     }
     if json {
         output::json(&Answer {

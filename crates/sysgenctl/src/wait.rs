@@ -11,16 +11,21 @@ use std::time::{Duration, Instant};
 use anyhow::anyhow;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use sysgenid::{Orchestrator, Settlement};
+use sysgenid::{Generation, Orchestrator, Settlement};
 
 use crate::TIMED_OUT;
+use crate::cli::Patience;
 use crate::clock;
+use crate::hooks::{Pending, Progress};
 use crate::output::{self, DOUBTFUL, FAINT, GOOD, count};
 use crate::place::Place;
 use crate::watchers::{List, Seen};
 
 /// How often what is shown is looked at anew. The end of the wait itself comes at once.
 const REFRESH: Duration = Duration::from_millis(500);
+
+/// How often it is looked whether interrupted hooks are done, of which nobody tells.
+const GLANCE: Duration = Duration::from_millis(100);
 
 /// How many are named while it lasts.
 const MOST_NAMED: usize = 10;
@@ -31,44 +36,53 @@ struct Answer {
     settled: bool,
     generation: u32,
     outdated: u32,
+    /// Whether hooks are still to run that a restart of their service has interrupted. It is not one of the outdated.
+    hooks_pending: bool,
     /// Nothing where they cannot be seen.
     late: Option<Vec<Seen>>,
 }
 
-pub(crate) fn run(
-    place: &Place,
-    timeout: Option<Duration>,
-    json: bool,
-) -> anyhow::Result<ExitCode> {
-    settle(place.orchestrator()?, timeout, json)
+/// How a wait ended.
+enum End {
+    Settled(Generation),
+    Late(u32),
+    HooksPending(Pending),
+}
+
+pub(crate) fn run(place: &Place, patience: &Patience, json: bool) -> anyhow::Result<ExitCode> {
+    settle(place, place.orchestrator()?, patience, json)
 }
 
 /// Waits until everybody has acknowledged.
 pub(crate) fn settle(
+    place: &Place,
     orchestrator: Orchestrator,
-    timeout: Option<Duration>,
+    patience: &Patience,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
     let watched = Orchestrator::open_at(orchestrator.path())?;
+    let hooks = Progress::to_wait_for(patience.hooks_state.as_deref(), place.named_by().is_none());
     let (sender, settled) = mpsc::channel();
+    let (timeout, awaited) = (patience.timeout, hooks.clone());
     // It sleeps in the kernel, which tells at once. The end of this process ends it.
-    thread::spawn(move || sender.send(orchestrator.settle(timeout)));
+    thread::spawn(move || sender.send(await_all(&orchestrator, &awaited, timeout)));
     let mut view = View::new();
-    let settlement = loop {
+    let end = loop {
         match settled.recv_timeout(view.pause()) {
-            Ok(settlement) => break settlement?,
-            Err(RecvTimeoutError::Timeout) => view.show(&watched),
+            Ok(end) => break end?,
+            Err(RecvTimeoutError::Timeout) => view.show(&watched, &hooks),
             Err(RecvTimeoutError::Disconnected) => return Err(anyhow!("the wait ended early")),
         }
     };
     view.end();
-    match settlement {
-        Settlement::Settled(generation) => {
+    match end {
+        End::Settled(generation) => {
             if json {
                 output::json(&Answer {
                     settled: true,
                     generation: generation.get(),
                     outdated: 0,
+                    hooks_pending: false,
                     late: Some(Vec::new()),
                 })?;
             } else {
@@ -77,14 +91,59 @@ pub(crate) fn settle(
             }
             Ok(ExitCode::SUCCESS)
         }
-        Settlement::TimedOut { outdated } => {
-            report_late(&watched, outdated, json)?;
+        End::Late(outdated) => {
+            report_late(&watched, outdated, &hooks, json)?;
+            Ok(ExitCode::from(TIMED_OUT))
+        }
+        End::HooksPending(pending) => {
+            if json {
+                output::json(&Answer {
+                    settled: false,
+                    generation: watched.generation()?.get(),
+                    outdated: 0,
+                    hooks_pending: true,
+                    late: Some(Vec::new()),
+                })?;
+            } else {
+                output::complain(&format!(
+                    "the time is over, and the hooks for {pending} have not all succeeded, whose service was restarted"
+                ));
+            }
             Ok(ExitCode::from(TIMED_OUT))
         }
     }
 }
 
-fn report_late(orchestrator: &Orchestrator, outdated: u32, json: bool) -> anyhow::Result<()> {
+/// Waits until everybody has acknowledged, and no hooks are left that nobody acknowledges for.
+fn await_all(
+    orchestrator: &Orchestrator,
+    hooks: &Progress,
+    timeout: Option<Duration>,
+) -> Result<End, sysgenid::Error> {
+    // More than the clock can tell is for ever.
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    let left = || deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    loop {
+        let generation = match orchestrator.settle(left())? {
+            Settlement::Settled(generation) => generation,
+            Settlement::TimedOut { outdated } => return Ok(End::Late(outdated)),
+        };
+        let Some(pending) = hooks.pending() else {
+            return Ok(End::Settled(generation));
+        };
+        match left() {
+            Some(Duration::ZERO) => return Ok(End::HooksPending(pending)),
+            left => thread::sleep(left.map_or(GLANCE, |left| left.min(GLANCE))),
+        }
+    }
+}
+
+fn report_late(
+    orchestrator: &Orchestrator,
+    outdated: u32,
+    hooks: &Progress,
+    json: bool,
+) -> anyhow::Result<()> {
     let list = List::make(orchestrator).map(|mut list| {
         list.watchers.retain(Seen::is_late);
         list
@@ -94,6 +153,7 @@ fn report_late(orchestrator: &Orchestrator, outdated: u32, json: bool) -> anyhow
             settled: false,
             generation: orchestrator.generation()?.get(),
             outdated,
+            hooks_pending: hooks.pending().is_some(),
             late: list.ok().map(|list| list.watchers),
         });
     }
@@ -113,8 +173,9 @@ fn report_late(orchestrator: &Orchestrator, outdated: u32, json: bool) -> anyhow
     Ok(())
 }
 
-/// So many are outdated, among them these. Several watchers of one process can look the same.
-type Named = (u32, Vec<(Option<u32>, Vec<u32>)>);
+/// So many are outdated, among them these, and these hooks are to run. Several watchers of one process can look the
+/// same.
+type Named = (u32, Vec<(Option<u32>, Vec<u32>)>, Option<Pending>);
 
 /// What the person or the log sees meanwhile.
 struct View {
@@ -143,7 +204,7 @@ impl View {
         }
     }
 
-    fn show(&mut self, orchestrator: &Orchestrator) {
+    fn show(&mut self, orchestrator: &Orchestrator, hooks: &Progress) {
         let Ok(outdated) = orchestrator.outdated_watchers() else {
             // The wait itself will say why.
             return;
@@ -155,10 +216,17 @@ impl View {
             .map(|seen| (seen.pid, seen.fds.clone()))
             .collect();
         named.sort();
-        let named = (outdated, named);
+        // Those whose service is itself a watcher that is late are waited for as that.
+        let pending = hooks.pending().filter(|_| outdated == 0);
+        let waiting = match &pending {
+            Some(pending) => {
+                format!("waiting for the hooks for {pending}, whose service was restarted")
+            }
+            None => format!("waiting for {}", count(outdated as usize, "watcher")),
+        };
+        let named = (outdated, named, pending);
         let is_new = self.named.as_ref() != Some(&named);
         self.named = Some(named);
-        let waiting = format!("waiting for {}", count(outdated as usize, "watcher"));
         if io::stderr().is_terminal() {
             let mut text = format!("{waiting} ({})", clock::length(self.start.elapsed()));
             for seen in late.iter().take(MOST_NAMED) {

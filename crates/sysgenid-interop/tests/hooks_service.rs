@@ -27,8 +27,8 @@ const FOLDER: &str = "/etc/sysgenid/hooks.d";
 /// The packaged ones, of which a machine that runs this test may have some.
 const PACKAGED_HOOKS: &str = "/usr/lib/sysgenid/hooks.d";
 
-/// Where the service notes that a change is not dealt with.
-const PENDING: &str = "/run/sysgenid-hooks/pending";
+/// Where the service notes what it has dealt with.
+const PROGRESS: &str = "/run/sysgenid-hooks/progress";
 
 /// The end of a hook that fails until somebody has made this file.
 const FAILS_UNTIL_MENDED: &str = "[ -e /run/mended ]";
@@ -132,9 +132,10 @@ fn when_the_service_was_killed_the_hook_that_ran_ends_with_it_and_runs_again() {
         let cue = Cue::new(stage, "hook")?;
         add_hook(stage, "10-held", &cue.script())?;
         machine.systemctl(&["start", HOOKS])?;
+        machine.systemctl(&["start", SETTLED])?;
         bump(&machine, 1)?;
         await_runs(&machine, "10-held", &["1 0 1"])?;
-        assert!(Path::new(PENDING).exists());
+        assert!(is_pending()?);
 
         machine.crash(HOOKS)?;
 
@@ -142,9 +143,16 @@ fn when_the_service_was_killed_the_hook_that_ran_ends_with_it_and_runs_again() {
         await_runs(&machine, "10-held", &["1 0 1"; 2])?;
         assert_is_said(UNFINISHED);
         assert_eq!(processes(&machine)?, 2, "the service, and one hook");
-        assert!(Path::new(PENDING).exists());
+        assert!(is_pending()?);
+        // The next process is a watcher that is current, and is waited for all the same.
+        let list = self::list(&machine)?;
+        assert!(list.watchers.is_empty() && list.hooks_pending, "{list:?}");
+        machine.wait_for_state(WAIT, "activating")?;
+        assert_ne!(machine.state(SETTLED)?, "active");
         cue.give(&machine, 0)?;
         await_status(&machine, "generation 1: 1 hook succeeded")?;
+        machine.wait_for_state(SETTLED, "active")?;
+        assert!(!self::list(&machine)?.hooks_pending);
         assert_nothing_is_pending(&machine)?;
         assert_eq!(hook_runs("10-held"), ["1 0 1"; 2]);
         Ok(())
@@ -176,6 +184,33 @@ fn a_restart_of_the_service_ends_the_hook_that_runs_and_begins_it_anew() {
         settle(&machine)?;
         await_status(&machine, "generation 2: 1 hook succeeded; acknowledged")?;
         assert_nothing_is_pending(&machine)
+    });
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn a_change_while_the_service_is_stopped_is_dealt_with_when_it_is_started() {
+    Stage::play(|stage| {
+        let machine = boot(stage)?;
+        let cue = Cue::new(stage, "hook")?;
+        add_hook(stage, "10-held", &cue.script())?;
+        machine.systemctl(&["start", HOOKS])?;
+        machine.systemctl(&["start", SETTLED])?;
+        machine.systemctl(&["stop", HOOKS])?;
+        bump(&machine, 1)?;
+        assert_eq!(machine.state(SETTLED)?, "active", "nobody was there to see");
+
+        machine.systemctl(&["start", HOOKS])?;
+
+        await_runs(&machine, "10-held", &["1 0 1"])?;
+        machine.wait_for_state(WAIT, "activating")?;
+        assert_ne!(machine.state(SETTLED)?, "active");
+        cue.give(&machine, 0)?;
+        await_status(&machine, "generation 1: 1 hook succeeded")?;
+        machine.wait_for_state(SETTLED, "active")?;
+        assert_nothing_is_pending(&machine)?;
+        assert_eq!(hook_runs("10-held"), ["1 0 1"]);
+        Ok(())
     });
 }
 
@@ -343,9 +378,15 @@ fn processes(machine: &Machine) -> Result<usize> {
     Ok(machine.run(Path::new("cat"), &[&list])?.lines().count())
 }
 
+/// Whether the service notes that it has something to deal with.
+fn is_pending() -> Result<bool> {
+    let progress = std::fs::read_to_string(PROGRESS)?;
+    Ok(!progress.contains("\"pending\":null"))
+}
+
 /// The next start of the service runs nothing.
 fn assert_nothing_is_pending(machine: &Machine) -> Result<()> {
-    assert!(!Path::new(PENDING).exists());
+    assert!(!is_pending()?);
     machine.systemctl(&["restart", HOOKS])?;
     let status = status(machine)?;
     assert!(
@@ -395,6 +436,7 @@ struct Answer {
 #[derive(Debug, Deserialize)]
 struct List {
     watchers: Vec<Watcher>,
+    hooks_pending: bool,
 }
 
 /// The service as a watcher.
@@ -407,7 +449,10 @@ fn service(machine: &Machine) -> Result<Watcher> {
 
 /// Whoever others wait for.
 fn late(machine: &Machine) -> Result<Vec<Watcher>> {
+    Ok(list(machine)?.watchers)
+}
+
+fn list(machine: &Machine) -> Result<List> {
     let answer = sysgenctl(machine, &["watchers", "--outdated", "--json"])?;
-    let list: List = serde_json::from_str(&answer)?;
-    Ok(list.watchers)
+    Ok(serde_json::from_str(&answer)?)
 }

@@ -8,7 +8,7 @@
 mod backoff;
 mod find;
 mod log;
-mod pending;
+mod progress;
 mod run;
 
 use std::collections::HashSet;
@@ -24,7 +24,8 @@ use sysgenid::{Acknowledged, Change, Generation, Tracking};
 use self::backoff::Backoff;
 use self::find::{Folders, Hook, State};
 use self::log::Level;
-use self::pending::{Note, Pending};
+use self::progress::Note;
+pub(crate) use self::progress::{Pending, Progress};
 use self::run::{Lookout, Outcome};
 use crate::FAILURE;
 use crate::cli::RunHooks;
@@ -70,7 +71,7 @@ pub(crate) fn run(place: &Place, options: &RunHooks) -> anyhow::Result<ExitCode>
         folders,
         limit: options.timeout,
         previous: generation,
-        pending: Pending::new(
+        progress: Progress::new(
             options.state_dir.as_deref(),
             std::env::var_os("RUNTIME_DIRECTORY").as_deref(),
         ),
@@ -89,8 +90,8 @@ struct Runner {
     limit: Duration,
     /// The last generation for which all hooks succeeded, or that of the start.
     previous: Generation,
-    /// Where it is noted that a change is not dealt with yet.
-    pending: Pending,
+    /// Where it is noted what has been dealt with.
+    progress: Progress,
     /// The files of which it was said that they do not run.
     said: HashSet<(PathBuf, String)>,
 }
@@ -101,6 +102,8 @@ impl Runner {
         // What does not run is said before there is anything to run.
         self.find()?;
         let unfinished = self.unfinished(generation);
+        // Before systemd goes on: what waits for everybody to be done is to see it.
+        self.note(unfinished.is_some().then_some(generation));
         let status = unfinished
             .clone()
             .unwrap_or_else(|| format!("waiting for a change of generation {generation}"));
@@ -120,22 +123,44 @@ impl Runner {
         Ok(())
     }
 
-    /// What is to be said of a change that was not dealt with before a restart, if there is one.
+    /// What is to be said of a change that was not dealt with before a restart, or that came while nothing ran, if there
+    /// is one.
     fn unfinished(&mut self, generation: Generation) -> Option<String> {
-        let what = match self.pending.read()? {
+        let what = match self.progress.read()? {
             Ok(note) => {
-                self.previous = Generation::new(note.previous);
-                format!("generation {} was", note.generation)
+                self.previous = Generation::new(note.dealt_with);
+                match note.pending {
+                    Some(pending) => {
+                        format!("generation {pending} was not dealt with before a restart")
+                    }
+                    None if self.previous == generation => return None,
+                    None => format!(
+                        "the generation has changed from {} while this did not run",
+                        self.previous
+                    ),
+                }
             }
             Err(error) => {
                 let text = format!("cannot read what a restart has left unfinished: {error}");
                 log::say(Level::Warning, &text);
-                "a change was".to_owned()
+                "a change may not have been dealt with before a restart".to_owned()
             }
         };
         Some(format!(
-            "{what} not dealt with before a restart: running all hooks for generation {generation}"
+            "{what}: running all hooks for generation {generation}"
         ))
+    }
+
+    /// Notes for the next start, and for whoever waits, what has been dealt with and what is being dealt with.
+    fn note(&self, pending: Option<Generation>) {
+        let note = Note {
+            dealt_with: self.previous.get(),
+            pending: pending.map(Generation::get),
+        };
+        if let Err(error) = self.progress.write(note) {
+            let text = format!("cannot note what has been dealt with for the next start: {error}");
+            log::say(Level::Warning, &text);
+        }
     }
 
     /// Runs everything once.
@@ -171,18 +196,8 @@ impl Runner {
             Level::Info,
             &format!("generation {generation}, after {}", self.previous),
         );
-        let note = Note {
-            generation: generation.get(),
-            previous: self.previous.get(),
-        };
-        if let Err(error) = self.pending.write(note) {
-            let text =
-                format!("cannot note that a change is pending; a restart forgets it: {error}");
-            log::say(Level::Warning, &text);
-        }
-        if change.is_some() {
-            self.unsettle(generation)?;
-        }
+        self.note(Some(generation));
+        self.unsettle(current)?;
         for attempt in 1_u64.. {
             if self.lookout.is_interrupted() {
                 break;
@@ -192,6 +207,8 @@ impl Runner {
                 break;
             }
             if failures.is_empty() {
+                self.previous = generation;
+                self.note(None);
                 return match change {
                     Some(change) => self.acknowledge(change, succeeded.len()),
                     None => {
@@ -309,13 +326,7 @@ impl Runner {
     }
 
     /// A generation is dealt with.
-    fn finish(&mut self, generation: Generation, hooks: usize, more: &str) {
-        self.previous = generation;
-        if let Err(error) = self.pending.remove() {
-            let text =
-                format!("cannot note that nothing is pending; a restart runs the hooks: {error}");
-            log::say(Level::Warning, &text);
-        }
+    fn finish(&self, generation: Generation, hooks: usize, more: &str) {
         let text = format!(
             "generation {generation}: {} succeeded{more}",
             output::count(hooks, "hook")
@@ -325,7 +336,7 @@ impl Runner {
     }
 
     /// Has systemd stop what may run only while all is settled.
-    fn unsettle(&mut self, generation: Generation) -> anyhow::Result<()> {
+    fn unsettle(&mut self, current: Option<Generation>) -> anyhow::Result<()> {
         let is_service = std::env::var_os("NOTIFY_SOCKET").is_some();
         if !is_service || !sd_notify::booted().unwrap_or(false) {
             return Ok(());
@@ -339,9 +350,9 @@ impl Runner {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        let asked =
-            self.lookout
-                .supervise(&mut command, PATIENCE_WITH_SYSTEMD, Some(generation))?;
+        let asked = self
+            .lookout
+            .supervise(&mut command, PATIENCE_WITH_SYSTEMD, current)?;
         if let Some(reason) = asked.failure()
             && !has_no_such_unit(&asked)
         {

@@ -18,7 +18,8 @@ use sysgenid::Orchestrator;
 use self::owner::Owner;
 use crate::clock;
 use crate::front_end::FrontEnd;
-use crate::output::{self, BAD, FAINT, PLAIN, printable};
+use crate::hooks::Progress;
+use crate::output::{self, BAD, DOUBTFUL, FAINT, PLAIN, printable};
 use crate::place::Place;
 
 /// How often the list is made anew if it changes while it is made.
@@ -62,25 +63,44 @@ pub(crate) struct Seen {
     pub(crate) outdated_seconds: Option<f64>,
 }
 
+/// The answer, for programs.
+#[derive(Debug, Serialize)]
+struct Answer<'a> {
+    #[serde(flatten)]
+    list: &'a List,
+    /// Whether hooks are still to run. Those whose service was restarted meanwhile are of no watcher that is late.
+    hooks_pending: bool,
+}
+
 pub(crate) fn run(place: &Place, only_outdated: bool, json: bool) -> anyhow::Result<ExitCode> {
     let orchestrator = place.orchestrator()?;
     let mut list = List::make(&orchestrator)?;
+    let pending = Progress::to_wait_for(None, place.named_by().is_none()).pending();
     if only_outdated {
         list.watchers.retain(Seen::is_late);
     }
     if json {
-        output::json(&list)?;
+        output::json(&Answer {
+            list: &list,
+            hooks_pending: pending.is_some(),
+        })?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !list.watchers.is_empty() {
+        output::line(&list.table())?;
+    } else if only_outdated {
+        output::line("no watcher is late, as far as can be seen")?;
     } else {
-        if !list.watchers.is_empty() {
-            output::line(&list.table())?;
-        } else if only_outdated {
-            output::line("nobody is late, as far as can be seen")?;
-        } else {
-            output::line("nobody watches, as far as can be seen")?;
-        }
-        for remark in list.remarks() {
-            output::note(FAINT, &remark);
-        }
+        output::line("nobody watches, as far as can be seen")?;
+    }
+    for remark in list.remarks() {
+        output::note(FAINT, &remark);
+    }
+    if let Some(pending) = pending {
+        let text = format!(
+            "the hooks for {pending} have not all succeeded: systemctl status sysgenid-hooks says more"
+        );
+        output::note(DOUBTFUL, &text);
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use serde_json::Value;
 use sysgenid_fixture::{Machine, PATIENCE, eventually};
 
 use crate::process::runs;
@@ -486,39 +487,97 @@ fn a_change_that_a_restart_has_left_unfinished_is_dealt_with_at_the_start() {
     let mended = machine.file("mended");
     hooks.add("etc/10-fails", &format!("[ -e {} ]", mended.display()));
     let state = machine.file("state");
-    let options = ["--state-dir", state.to_str().unwrap()];
+    let state = state.to_str().unwrap();
+    let options = ["--state-dir", state];
+    let pending = || {
+        let progress: Value = serde_json::from_str(&machine.lines("state/progress")[0]).unwrap();
+        progress["pending"].clone()
+    };
     let start = machine.generation();
     let mut service = hooks.serve(&options);
+    assert_eq!(pending(), Value::Null);
     let first = machine.bump();
     service.await_stderr("10-fails has failed");
-    assert!(state.join("pending").exists());
+    assert_eq!(pending(), first.get());
     service.signal(Signal::TERM);
     service.end().assert_code(0);
 
     let mut service = hooks.serve(&options);
     service.await_stderr(&format!("generation {first} was not dealt with"));
     service.await_stderr("attempt 2 in 1 s");
-    assert!(state.join("pending").exists());
+    assert_eq!(pending(), first.get());
+    // It is not one of the late any more, and is waited for all the same.
+    assert_eq!(machine.outdated(), 0);
+    let waiting = ["wait", "--hooks-state", state];
+    let ended = run(&[&waiting[..], &["--timeout", "50ms"]].concat()).assert_code(3);
+    let late = format!("the hooks for generation {first} have not all succeeded");
+    assert!(ended.stderr.contains(&late), "{ended:?}");
+    let answer = run(&[&waiting[..], &["--timeout", "50ms", "--json"]].concat())
+        .assert_code(3)
+        .json();
+    assert_eq!(answer["hooks_pending"], true, "{answer}");
+    assert_eq!(answer["outdated"], 0, "{answer}");
+    let mut wait = Program::start(&waiting);
+    wait.await_stderr(&format!("waiting for the hooks for generation {first}"));
     fs::write(&mended, "").unwrap();
     service.await_stderr(&format!("generation {first}: 1 hook succeeded"));
-    assert!(!state.join("pending").exists());
+    wait.end().assert_code(0);
+    assert_eq!(pending(), Value::Null);
     let second = machine.bump();
     service.await_stderr("acknowledged");
-    assert!(!state.join("pending").exists());
+    assert_eq!(pending(), Value::Null);
     service.signal(Signal::TERM);
     assert_small_letters(&service.end().assert_code(0));
-    let expected = [
+    let mut expected = vec![
         format!("10-fails {first} {start} 1"),
         format!("10-fails {first} {start} 1"),
-        format!("10-fails {first} {start} 2"),
-        format!("10-fails {second} {first} 1"),
     ];
-    assert_eq!(machine.lines("log"), expected);
+    // As often as it took this test to look.
+    let log = machine.lines("log");
+    let retries = log.len() - 3;
+    for attempt in 2..2 + retries {
+        expected.push(format!("10-fails {first} {start} {attempt}"));
+    }
+    expected.push(format!("10-fails {second} {first} 1"));
+    assert_eq!(log, expected);
 
     let service = hooks.serve(&options);
     service.signal(Signal::TERM);
     service.end().assert_code(0);
-    assert_eq!(machine.lines("log").len(), 4, "nothing was unfinished");
+    assert_eq!(machine.lines("log"), log, "nothing was unfinished");
+}
+
+#[test]
+#[ignore = "needs a node"]
+fn a_change_that_came_while_nothing_ran_is_dealt_with_at_the_next_start() {
+    let machine = Machine::new();
+    let hooks = Hooks::of(&machine);
+    hooks.add("etc/10-works", "");
+    let state = machine.file("state");
+    let options = ["--state-dir", state.to_str().unwrap()];
+    let service = hooks.serve(&options);
+    service.signal(Signal::TERM);
+    service.end().assert_code(0);
+    assert_eq!(machine.lines("log"), [""; 0]);
+
+    let before = machine.generation();
+    machine.bump();
+    let latest = machine.bump();
+    let mut service = hooks.serve(&options);
+    service.await_stderr(&format!("the generation has changed from {before} while"));
+    service.await_stderr(&format!("generation {latest}: 1 hook succeeded"));
+    assert_eq!(
+        machine.lines("log"),
+        [format!("10-works {latest} {before} 1")]
+    );
+    service.signal(Signal::TERM);
+    service.end().assert_code(0);
+
+    // What cannot be read says nothing of what was dealt with.
+    fs::write(state.join("progress"), "nonsense").unwrap();
+    let mut service = hooks.serve(&options);
+    service.await_stderr("a change may not have been dealt with");
+    service.await_stderr("1 hook succeeded");
 }
 
 #[test]
@@ -530,7 +589,7 @@ fn a_change_comes_before_the_hooks_of_one_that_was_unfinished_and_is_acknowledge
         "etc/10-fails",
         &format!("[ -e {} ]", machine.file("mended").display()),
     );
-    machine.write("state/pending", "{\"generation\":1,\"previous\":0}");
+    machine.write("state/progress", "{\"dealt_with\":0,\"pending\":1}");
     let mut command = sysgenctl(&["run-hooks", "--hooks-dir"]);
     command
         .arg(machine.file("etc"))

@@ -80,7 +80,7 @@ fn watchers_can_be_limited_to_the_late() {
     assert_eq!(text.lines().count(), 2, "{text}");
     acknowledge(&late);
     let text = run(&["watchers", "--outdated"]).assert_code(0).stdout;
-    assert_eq!(text, "nobody is late, as far as can be seen\n");
+    assert_eq!(text, "no watcher is late, as far as can be seen\n");
 }
 
 #[test]
