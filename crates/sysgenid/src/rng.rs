@@ -140,11 +140,12 @@ impl<R: SeedableRng + Rng> TryRng for SnapSafeRng<R> {
     #[inline]
     fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Infallible> {
         loop {
-            self.current().fill_bytes(bytes);
-            // What was filled across a restore is the same in every clone.
+            self.generator.fill_bytes(bytes);
+            // What was filled before a restore, or across one, is the same in every clone.
             if self.is_current() {
                 return Ok(());
             }
+            self.reseed_or_panic();
         }
     }
 }
