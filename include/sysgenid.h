@@ -220,9 +220,8 @@ enum sysgenid_error sysgenid_watcher_open(const char *path,
 void sysgenid_watcher_close(struct sysgenid_watcher *watcher);
 
 /**
- * A descriptor for poll() and epoll, which is readable while there is a change that was not acknowledged, or for a
- * watcher that is not tracked, not reported. When it is, call sysgenid_watcher_try_changed(). It belongs to the
- * watcher: do not close or read it. -1 if watcher is NULL.
+ * A descriptor for poll() and epoll, which is readable while there is a change that was not acknowledged. When it is,
+ * call sysgenid_watcher_try_changed(). It belongs to the watcher: do not close or read it. -1 if watcher is NULL.
  *
  * Condition: watcher is open.
  */
@@ -248,8 +247,8 @@ enum sysgenid_error sysgenid_watcher_wait(const struct sysgenid_watcher *watcher
                                           uint32_t *generation);
 
 /**
- * The same without sleeping: *generation is 0 if there is no change, for the generation is never 0 after one. A
- * watcher that is not tracked gets each change once.
+ * The same without sleeping: *generation is 0 if there is no change, for the generation is never 0 after one. It is the
+ * same at each call until it is acknowledged.
  *
  * Condition: watcher is open, generation points to a number.
  */

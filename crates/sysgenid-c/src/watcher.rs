@@ -131,9 +131,8 @@ pub unsafe extern "C" fn sysgenid_watcher_close(watcher: *mut Watcher) {
     });
 }
 
-/// A descriptor for poll() and epoll, which is readable while there is a change that was not acknowledged, or for a
-/// watcher that is not tracked, not reported. When it is, call sysgenid_watcher_try_changed(). It belongs to the
-/// watcher: do not close or read it. -1 if watcher is NULL.
+/// A descriptor for poll() and epoll, which is readable while there is a change that was not acknowledged. When it is,
+/// call sysgenid_watcher_try_changed(). It belongs to the watcher: do not close or read it. -1 if watcher is NULL.
 ///
 /// # Safety
 ///
@@ -193,8 +192,8 @@ pub unsafe extern "C" fn sysgenid_watcher_wait(
     })
 }
 
-/// The same without sleeping: *generation is 0 if there is no change, for the generation is never 0 after one. A
-/// watcher that is not tracked gets each change once.
+/// The same without sleeping: *generation is 0 if there is no change, for the generation is never 0 after one. It is the
+/// same at each call until it is acknowledged.
 ///
 /// # Safety
 ///

@@ -6,10 +6,13 @@
 
 mod common;
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use common::program::Program;
 use common::{Installation, Linking, run};
+use sysgenid_fixture::Daemon;
 
 fn source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -17,13 +20,22 @@ fn source(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// Compiles one of the programs, and runs it with one argument.
-fn compile_and_run(name: &str, linking: Linking, argument: &Path) {
+/// Compiles one of the programs, and has it run with one argument.
+fn compile<T>(
+    name: &str,
+    linking: Linking,
+    argument: impl AsRef<OsStr>,
+    run: impl FnOnce(&mut Command) -> T,
+) -> T {
     let installation = Installation::shared();
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("program");
     installation.compile(&source(name), &program, linking);
-    run(installation.command(&program).arg(argument));
+    run(installation.command(&program).arg(argument))
+}
+
+fn compile_and_run(name: &str, linking: Linking, argument: &Path) {
+    compile(name, linking, argument, run);
 }
 
 /// What the loader finds in a program or library, by `readelf`.
@@ -101,4 +113,22 @@ fn a_package_is_made_for_where_it_will_be_used() {
 #[ignore = "needs a node"]
 fn every_function_keeps_its_word_on_a_node() {
     compile_and_run("with_node.c", Linking::Shared, &common::node());
+}
+
+#[test]
+#[ignore = "needs a daemon"]
+fn a_program_is_told_that_its_server_has_gone_and_goes_on_when_it_is_back() {
+    let mut daemon = Daemon::start();
+    let node = daemon.node();
+    let program = compile("vanishing.c", Linking::Shared, node, Program::start);
+    program.expect("open");
+    daemon.stop();
+    program.expect("gone");
+    daemon.start_again();
+    program.expect("back");
+    daemon.await_settled();
+    let generation = daemon.orchestrator().bump().unwrap();
+    program.expect(&format!("changed to {generation}"));
+    daemon.await_settled();
+    assert!(program.finish().success());
 }

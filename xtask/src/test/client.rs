@@ -247,7 +247,8 @@ fn examples(context: &Context<'_>) -> Result<()> {
             .args(["test", "--package", package, "--manifest-path"])
             .arg(context.cache.repository().join("Cargo.toml"))
             .args(["--", "--include-ignored", "--test-threads=1"])
-            .env("SYSGENID_PATH", daemon.file("sysgenid"));
+            .env("SYSGENID_PATH", daemon.file("sysgenid"))
+            .env("SYSGENIDD", context.programs()?.file(programs::DAEMON));
         progress::run_logged(
             &format!("run the examples of {package}"),
             &context.cache.log(&format!("examples-{package}"))?,

@@ -102,8 +102,11 @@ static void nobody_waits_for_a_watcher_that_is_not_tracked(void)
 	CHECK(sysgenid_settle(path, -1, &outdated) == SYSGENID_ERROR_NONE && outdated == 0);
 	CHECK(is_readable(watcher));
 	CHECK(sysgenid_watcher_wait(watcher, -1, &number) == SYSGENID_ERROR_NONE && number == generation);
+	/* It is told of it until it acknowledges. */
+	CHECK(is_readable(watcher));
+	CHECK(sysgenid_watcher_try_changed(watcher, &number) == SYSGENID_ERROR_NONE && number == generation);
 	CHECK(sysgenid_watcher_acknowledge(watcher, generation, &number) == SYSGENID_ERROR_NONE && number == 0);
-	/* It is told once. */
+	CHECK(!is_readable(watcher));
 	CHECK(sysgenid_watcher_try_changed(watcher, &number) == SYSGENID_ERROR_NONE && number == 0);
 	/* And of what came between. */
 	bump();
