@@ -9,6 +9,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::mem;
 use std::ops::Deref;
+use std::ptr;
 use std::sync::Arc;
 
 use sysgenid_core::Generation;
@@ -28,11 +29,14 @@ use crate::probe::{Probe, Stamp};
 ///
 /// # What is kept
 ///
-/// Each thread keeps the value that it used last, for speed. So an old value is dropped when every thread that had
-/// it has called again, or when the `Guarded` is dropped: an idle thread of a pool keeps it for as long as it is idle.
-/// A thread that uses the value in two places at once, one inside of the other, may take a lock for the second.
-/// It is never *returned* again after a change. Whoever must see to it that old keys are wiped uses
-/// [`get_owned`](Guarded::get_owned) alone, which keeps nothing for a thread.
+/// Each thread keeps the value that it used last, for speed. So an old value is dropped when every thread that had it
+/// has called again, or when the `Guarded` is dropped. An idle thread of a pool keeps it for as long as it is idle; for
+/// one that has ended it is kept until a new thread that takes its place has called. It is never *returned* again after
+/// a change. Whoever must see to it that old keys are wiped uses [`get_owned`](Guarded::get_owned) alone, which keeps
+/// nothing for a thread.
+///
+/// A thread that uses the value in two places at once, one inside of the other, takes a lock for the second. In the
+/// destructor of a thread local use `get_owned`: what a thread keeps may be gone by then, and `get` panics.
 ///
 /// # In asynchronous programs
 ///
@@ -150,6 +154,7 @@ impl<T: Send + Sync, E> Guarded<T, E> {
         Ok(Ref {
             made: Some(made),
             slot,
+            slots: &self.slots,
             probe: self.probe(),
         })
     }
@@ -192,14 +197,15 @@ impl<T: Send + Sync, E> fmt::Debug for Guarded<T, E> {
 }
 
 /// The value of a [`Guarded`], for as long as this is kept.
-pub struct Ref<'a, T> {
+pub struct Ref<'a, T: Send + Sync> {
     /// Some until it is dropped.
     made: Option<Arc<Made<T>>>,
     slot: &'a Slot<T>,
+    slots: &'a ThreadLocal<Slot<T>>,
     probe: &'a Probe,
 }
 
-impl<T> Ref<'_, T> {
+impl<T: Send + Sync> Ref<'_, T> {
     /// Whether the machine is still in the generation that the value was made for.
     ///
     /// Ask *after* use where what was made of the value must not leave a clone: a restore can come between the
@@ -228,7 +234,7 @@ impl<T> Ref<'_, T> {
     }
 }
 
-impl<T> Deref for Ref<'_, T> {
+impl<T: Send + Sync> Deref for Ref<'_, T> {
     type Target = T;
 
     #[inline]
@@ -237,11 +243,15 @@ impl<T> Deref for Ref<'_, T> {
     }
 }
 
-impl<T> Drop for Ref<'_, T> {
+impl<T: Send + Sync> Drop for Ref<'_, T> {
     #[inline]
     fn drop(&mut self) {
         if let Some(made) = self.made.take() {
-            self.slot.put_back(made, self.probe);
+            // One that is kept in a thread local may outlast what its thread has here, which is another thread's then.
+            let own = self.slots.get();
+            if own.is_some_and(|own| ptr::eq(own, self.slot)) {
+                self.slot.put_back(made, self.probe);
+            }
         }
         // There is nothing left, and the compiler sees it here: so it needs no code to drop the field, and no memory
         // for it either, which would take as long as all the rest.
@@ -249,7 +259,7 @@ impl<T> Drop for Ref<'_, T> {
     }
 }
 
-impl<T: fmt::Debug> fmt::Debug for Ref<'_, T> {
+impl<T: fmt::Debug + Send + Sync> fmt::Debug for Ref<'_, T> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         (**self).fmt(formatter)
     }
@@ -305,8 +315,11 @@ impl<T: fmt::Debug> fmt::Debug for Owned<T> {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use std::cell::RefCell;
     use std::sync::atomic::{AtomicU32, Ordering};
-    use std::sync::{Barrier, Mutex};
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::sync::{Barrier, Mutex, Weak};
+    use std::time::Duration;
 
     use super::*;
     use crate::testing::SimulatedMachine;
@@ -391,6 +404,90 @@ mod tests {
         assert_eq!(alive(), [false, false, true]);
         drop(guarded);
         assert_eq!(alive(), [false, false, false]);
+    }
+
+    #[test]
+    fn a_use_that_outlasts_its_thread_leaves_nothing_to_another() {
+        /// What a thread holds until it has ended but for this.
+        struct Held {
+            value: Option<Ref<'static, Arc<()>>>,
+            tell_ended: Sender<()>,
+            told_taken: Receiver<()>,
+        }
+
+        impl Drop for Held {
+            fn drop(&mut self) {
+                self.tell_ended.send(()).unwrap();
+                self.told_taken.recv().unwrap();
+                drop(self.value.take());
+            }
+        }
+
+        thread_local! {
+            static HELD: RefCell<Option<Held>> = const { RefCell::new(None) };
+        }
+
+        let machine = SimulatedMachine::new();
+        let guarded = Guarded::new(machine.probe(), |_| Arc::new(()));
+        let guarded: &'static Guarded<Arc<()>> = Box::leak(Box::new(guarded));
+        let (tell_ended, told_ended) = channel();
+        let (tell_taken, told_taken) = channel();
+        let (tell_old, told_old) = channel();
+        let first = std::thread::spawn(move || {
+            // Before the first use, so that it ends after what the thread keeps.
+            HELD.with(|held| held.replace(None));
+            let value = guarded.get();
+            tell_old.send(Arc::downgrade(&value)).unwrap();
+            let held = Held {
+                value: Some(value),
+                tell_ended,
+                told_taken,
+            };
+            HELD.with(|place| place.replace(Some(held)));
+        });
+        let old = told_old.recv().unwrap();
+        told_ended.recv().unwrap();
+        machine.restore();
+        // This one takes the place of the first.
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _used = guarded.get();
+                tell_taken.send(()).unwrap();
+                first.join().unwrap();
+                assert_eq!(old.strong_count(), 0, "it was put into another's place");
+            });
+        });
+    }
+
+    #[test]
+    fn a_value_that_a_restore_has_spoilt_may_ask_for_the_next_one_when_it_is_dropped() {
+        struct Asking(Weak<Guarded<Asking>>, bool);
+
+        impl Drop for Asking {
+            fn drop(&mut self) {
+                if let (true, Some(guarded)) = (self.1, self.0.upgrade()) {
+                    drop(guarded.get_owned());
+                }
+            }
+        }
+
+        let machine = Arc::new(SimulatedMachine::new());
+        let guarded = Arc::new_cyclic(|this: &Weak<Guarded<Asking>>| {
+            let (this, machine) = (this.clone(), Arc::clone(&machine));
+            Guarded::new(machine.probe(), move |generation| {
+                let is_first = generation == Generation::START;
+                if is_first {
+                    machine.restore();
+                }
+                Asking(this.clone(), is_first)
+            })
+        });
+        let (tell, told) = channel();
+        std::thread::spawn(move || {
+            drop(guarded.get_owned());
+            tell.send(()).unwrap();
+        });
+        told.recv_timeout(Duration::from_secs(20)).unwrap();
     }
 
     #[test]

@@ -93,8 +93,9 @@ impl<T, E, S: Source> Shared<T, E, S> {
 
     /// The value of the current generation. One caller rebuilds it if need be, and the others wait.
     pub(super) fn current(&self) -> Result<Arc<Made<T, S::Stamp>>, E> {
-        // Dropped after the lock is released, for what it does then is its own affair.
+        // Dropped after the lock is released, for what they do then is their own affair.
         let _stale;
+        let mut spoilt = Vec::new();
         // Whoever panicked while it was rebuilt has left no value.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(made) = &state.made {
@@ -109,11 +110,13 @@ impl<T, E, S: Source> Shared<T, E, S> {
             state.stamp = stamp;
             let value = (self.rebuild)(S::generation(&stamp))?;
             // If the machine was restored meanwhile, both clones may have made the same.
-            if self.source.is_current(&stamp) {
-                let made = Arc::new(Made { stamp, value });
-                state.made = Some(Arc::clone(&made));
-                return Ok(made);
+            if !self.source.is_current(&stamp) {
+                spoilt.push(value);
+                continue;
             }
+            let made = Arc::new(Made { stamp, value });
+            state.made = Some(Arc::clone(&made));
+            return Ok(made);
         }
     }
 }
