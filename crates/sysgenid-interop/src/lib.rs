@@ -14,6 +14,7 @@ pub mod conversation;
 pub mod cue;
 pub mod daemon;
 pub mod load;
+pub mod network;
 pub mod node;
 pub mod podman;
 pub mod stage;

@@ -35,6 +35,7 @@ use crate::built::DAEMON;
 use crate::conversation::Conversation;
 use crate::conversation::Running;
 use crate::tool;
+use crate::tool::DBUS_DAEMON;
 use crate::tool::Tool;
 
 /// The first process of a Debian system. Its images for containers have it not.
@@ -70,6 +71,33 @@ const BASE: &[&str] = &[
     "shutdown.target",
     "sysinit.target",
     "modprobe@.service",
+];
+
+/// The units of the system.
+const SYSTEM_UNITS: &str = "/usr/lib/systemd/system";
+
+/// The bus of the system, but that everybody may do everything, and that it starts services itself.
+const BUS: &str = r#"
+<busconfig>
+  <listen>unix:path=/run/dbus/system_bus_socket</listen>
+  <auth>EXTERNAL</auth>
+  <servicedir>/run/bus-services</servicedir>
+  <policy context="default">
+    <allow user="*"/>
+    <allow own="*"/>
+    <allow send_destination="*"/>
+    <allow receive_sender="*"/>
+  </policy>
+</busconfig>
+"#;
+
+/// What is started when it is asked for. For the second, a message waits until the unit that runs has its name.
+const BUS_SERVICES: [(&str, &str); 2] = [
+    (
+        "org.freedesktop.hostname1",
+        "/usr/lib/systemd/systemd-hostnamed",
+    ),
+    ("org.freedesktop.network1", "/usr/bin/true"),
 ];
 
 /// Where services write, because no journal runs.
@@ -164,6 +192,32 @@ impl Machine {
         std::fs::create_dir_all(folder)?;
         std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         self.systemctl(&["daemon-reload"]).map(drop)
+    }
+
+    /// Gives the machine one more unit, which is the system's.
+    pub fn add_unit_of_system(&self, name: &str) -> Result<()> {
+        let path = Path::new(UNITS).join(name);
+        symlink(Path::new(SYSTEM_UNITS).join(name), &path)
+            .with_context(|| format!("cannot link {}", path.display()))?;
+        self.systemctl(&["daemon-reload"]).map(drop)
+    }
+
+    /// Starts a bus, by which `hostnamectl` and `networkctl` ask.
+    pub fn start_bus(&self, stage: &Stage) -> Result<()> {
+        DBUS_DAEMON.require()?;
+        stage.folder("/run/dbus")?;
+        let services = stage.folder("/run/bus-services")?;
+        for (name, program) in BUS_SERVICES {
+            let text = format!("[D-BUS Service]\nName={name}\nExec={program}\n");
+            std::fs::write(services.join(format!("{name}.service")), text)?;
+        }
+        std::fs::write("/run/bus.conf", BUS)?;
+        let start = "dbus-daemon --nofork --nopidfile --config-file=/run/bus.conf";
+        self.add_unit("bus.service", &format!("[Service]\nExecStart={start}\n"))?;
+        self.systemctl(&["start", "bus.service"])?;
+        self.wait_until("the bus listens", || {
+            Ok(Path::new("/run/dbus/system_bus_socket").exists())
+        })
     }
 
     /// Has each daemon that starts from now on wait until it is [configured](Self::configure).
@@ -316,10 +370,7 @@ fn install_units(stage: &Stage) -> Result<()> {
             .with_context(|| format!("cannot copy {unit} from {}", packaged.display()))?;
     }
     for unit in BASE {
-        symlink(
-            Path::new("/usr/lib/systemd/system").join(unit),
-            units.join(unit),
-        )?;
+        symlink(Path::new(SYSTEM_UNITS).join(unit), units.join(unit))?;
     }
     // For all services: the units themselves are what is tested.
     std::fs::write(

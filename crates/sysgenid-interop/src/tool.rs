@@ -60,6 +60,30 @@ pub const CHRONYD: Tool = Tool {
     package: "chrony",
 };
 
+/// Gives out addresses by DHCP.
+pub const DNSMASQ: Tool = Tool {
+    program: "dnsmasq",
+    package: "dnsmasq-base",
+};
+
+/// A client of DHCP.
+pub const DHCPCD: Tool = Tool {
+    program: "dhcpcd",
+    package: "dhcpcd-base",
+};
+
+/// Another, which has no command to renew.
+pub const DHCLIENT: Tool = Tool {
+    program: "dhclient",
+    package: "isc-dhcp-client",
+};
+
+/// Carries what the services of systemd are asked for.
+pub const DBUS_DAEMON: Tool = Tool {
+    program: "dbus-daemon",
+    package: "dbus-daemon",
+};
+
 /// Finds faults in shell scripts.
 pub const SHELLCHECK: Tool = Tool {
     program: "shellcheck",

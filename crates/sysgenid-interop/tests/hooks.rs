@@ -3,11 +3,22 @@
 //! The packaged hooks, with the tools that they call, and the units that run them.
 //!
 //! They change who a machine is. Each test plays on a stage with an `/etc` and a `/var/lib` of its own, and with
-//! a host name and a network of its own. Where a tool cannot do its work there, a stub stands in for it that writes
-//! down how it was called.
+//! a host name and a network of its own. Where a tool cannot do its work there, or is to fail, a stub stands in for
+//! it that writes down how it was called.
+//!
+//! | tool | as it is | as a stub |
+//! | --- | --- | --- |
+//! | `dhcpcd`, `dhclient`, `networkctl` | with a DHCP server, dnsmasq | for what is hard to set up |
+//! | `nmcli` | never: its package would take over this machine's network | always |
+//! | `hostnamectl` | in a booted machine | where it fails |
+//! | `hostname`, `ssh-keygen` | yes | where it is killed half-way |
+//! | `sshd` | never | always |
+//! | `chronyc` | with chronyd, which must not set the clock | where it would |
+//! | `systemctl`, `systemd-run` | in a booted machine | elsewhere |
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::RangeInclusive;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::fs::symlink;
@@ -34,12 +45,16 @@ use rustix::thread::UnshareFlags;
 use sysgenid_interop::Stage;
 use sysgenid_interop::conversation::Running;
 use sysgenid_interop::cue::Cue;
+use sysgenid_interop::network::INTERFACE;
+use sysgenid_interop::network::Network;
 use sysgenid_interop::systemd;
 use sysgenid_interop::systemd::COMMAND_LINE_PATH;
 use sysgenid_interop::systemd::Machine;
 use sysgenid_interop::systemd::SLEEPER;
 use sysgenid_interop::tool;
 use sysgenid_interop::tool::CHRONYD;
+use sysgenid_interop::tool::DHCLIENT;
+use sysgenid_interop::tool::DHCPCD;
 use sysgenid_interop::tool::SHELLCHECK;
 use sysgenid_interop::tool::SSH_KEYGEN;
 
@@ -426,6 +441,33 @@ fn where_systemd_runs_it_is_told_the_host_name() {
     });
 }
 
+#[test]
+#[ignore = "needs root, systemd and dbus-daemon"]
+fn hostnamectl_gives_the_name_that_it_is_told() {
+    Stage::play(|stage| {
+        let machine = Machine::boot(stage)?;
+        stage.lay_over("/var/lib")?;
+        machine.start_bus(stage)?;
+        let hostnamectl = |arguments: &[&str]| machine.run(Path::new("hostnamectl"), arguments);
+        hostnamectl(&["set-hostname", "web"])?;
+        hostnamectl(&["--pretty", "set-hostname", "Web server"])?;
+
+        for _ in 0..2 {
+            Hook::new(HOSTNAME_SUFFIX).run_in(&machine)?;
+
+            let name = machine.run(Path::new("hostname"), &[])?;
+            assert_suffix(&name, "web", "");
+            assert_eq!(
+                std::fs::read_to_string("/etc/hostname")?,
+                format!("{name}\n")
+            );
+            assert_eq!(hostnamectl(&["--transient"])?, name);
+            assert_eq!(hostnamectl(&["--pretty"])?, "Web server");
+        }
+        Ok(())
+    });
+}
+
 // 30-ssh-host-keys
 
 #[test]
@@ -776,7 +818,8 @@ fn dhclient_is_started_again_as_it_was() {
             "/run/*",
             "eth0",
         ];
-        let _dhclient = start_named(stage, "dhclient", &as_it_was)?;
+        // It is killed, because the stub does not stop it.
+        let mut dhclient = start_named(stage, "dhclient", &as_it_was)?;
         let _managed = start_named(stage, "dhclient", &["-d", "eth1"])?;
 
         let said = Hook::new(DHCP_RENEW).run()?;
@@ -785,21 +828,25 @@ fn dhclient_is_started_again_as_it_was() {
         let arguments = as_it_was.join(" ");
         let wanted = [
             format!("dhclient -x {arguments}"),
-            format!("dhclient {arguments}"),
+            format!("dhclient -nw {arguments}"),
         ];
         assert_eq!(calls()?, wanted);
+        dhclient.0.wait()?;
 
         // Where systemd runs, not in the service of the hooks.
         stage.folder("/run/systemd/system")?;
         stub(stage, "systemctl", "exit 3")?;
         stub(stage, "systemd-run", "")?;
         std::fs::write(CALLS, "")?;
+        let mut dhclient = start_named(stage, "dhclient", &as_it_was)?;
         Hook::new(DHCP_RENEW).run()?;
         let calls = calls()?;
-        let wanted = format!("systemd-run --quiet --collect --scope dhclient {arguments}");
+        let wanted = format!("systemd-run --quiet --collect --scope dhclient -nw {arguments}");
         assert_eq!(calls.last(), Some(&wanted), "{calls:?}");
+        dhclient.0.wait()?;
 
         stub(stage, "systemd-run", "exit 1")?;
+        let _dhclient = start_named(stage, "dhclient", &as_it_was)?;
         let failed = Hook::new(DHCP_RENEW).run().expect_err("it does not start");
         assert!(
             format!("{failed:#}").contains("failed: dhclient"),
@@ -807,6 +854,224 @@ fn dhclient_is_started_again_as_it_was() {
         );
         Ok(())
     });
+}
+
+#[test]
+#[ignore = "needs root, dnsmasq and dhcpcd"]
+fn dhcpcd_has_another_address_if_the_server_refuses_the_old() {
+    // One for all interfaces, and as ifupdown runs it.
+    for arguments in [&[][..], &[INTERFACE], &["-4", INTERFACE]] {
+        Stage::play(move |stage| {
+            DHCPCD.require()?;
+            set(stage)?;
+            let _daemons = Daemons::of_this_test()?;
+            // It would wait for others that have the address, for some seconds, and for udev, and tell other programs
+            // of this machine.
+            let hasty = "noarp\nnodelay\nnodev\nscript /usr/bin/true\n";
+            std::fs::write("/etc/dhcpcd.conf", hasty)?;
+            let network = Network::lay(stage, ip)?;
+            let server = network.serve(HERE)?;
+            tool::run(Command::new("dhcpcd").args(arguments))?;
+            server.wait_for_client(&[])?;
+            drop(server);
+
+            let server = network.serve(THERE)?;
+            Hook::new(DHCP_RENEW).run()?;
+            server.wait_for_client(&[])?;
+            Ok(())
+        });
+    }
+}
+
+#[test]
+#[ignore = "needs root, dnsmasq and dhclient"]
+fn dhclient_has_another_address_if_the_server_refuses_the_old_and_waits_for_one_in_the_background()
+{
+    let by_ifupdown = [
+        "-4",
+        "-i",
+        "-pf",
+        "/run/dhclient.client0.pid",
+        "-lf",
+        "/var/lib/dhcp/dhclient.client0.leases",
+        "-I",
+        "-df",
+        "/var/lib/dhcp/dhclient6.client0.leases",
+        INTERFACE,
+    ];
+    // The second cannot be found by a file.
+    for arguments in [&by_ifupdown[..], &["-4", "--no-pid", INTERFACE]] {
+        let arguments: Vec<_> = arguments.iter().map(|one| (*one).to_owned()).collect();
+        Stage::play(move |stage| {
+            DHCLIENT.require()?;
+            set(stage)?;
+            let daemons = Daemons::of_this_test()?;
+            let network = Network::lay(stage, ip)?;
+            configure_dhclient(stage)?;
+            let server = network.serve(HERE)?;
+            tool::run(Command::new("dhclient").args(&arguments))?;
+            server.wait_for_client(&[])?;
+            drop(server);
+
+            let server = network.serve(THERE)?;
+            Hook::new(DHCP_RENEW).run()?;
+            server.wait_for_client(&[])?;
+            drop(server);
+
+            // Nobody answers while the hook runs, which has not the patience of the client.
+            let mut hook = Hook::new(DHCP_RENEW).start()?;
+            wait_until("the hook ends", || Ok(hook.try_wait()?.is_some()))?;
+            assert!(hook.wait()?.success());
+            let server = network.serve(HERE)?;
+            server.wait_for_client(&[])?;
+
+            let clients = daemons.named("dhclient")?;
+            let [client] = clients.as_slice() else {
+                bail!("{clients:?} run");
+            };
+            let mut as_it_was = vec!["dhclient".to_owned(), "-nw".to_owned()];
+            as_it_was.extend(arguments);
+            assert_eq!(command_line(*client)?, as_it_was);
+            Ok(())
+        });
+    }
+}
+
+#[test]
+#[ignore = "needs root, dnsmasq, dhclient and systemd"]
+fn dhclient_outlives_the_service_of_the_hooks() {
+    Stage::play(|stage| {
+        DHCLIENT.require()?;
+        let machine = Machine::boot(stage)?;
+        stage.lay_over("/var/lib")?;
+        configure_dhclient(stage)?;
+        let network = Network::lay(stage, |arguments| machine.run(Path::new("ip"), arguments))?;
+        let server = network.serve(HERE)?;
+        machine.run(Path::new("dhclient"), &["-4", INTERFACE])?;
+        server.wait_for_client(&[])?;
+        drop(server);
+
+        // When it has ended, the client still asks.
+        Hook::new(DHCP_RENEW).run_as_service(&machine)?;
+        let server = network.serve(THERE)?;
+        server.wait_for_client(&[])?;
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs root, dnsmasq, systemd and dbus-daemon"]
+fn networkd_has_another_address_if_the_machine_has_another_id() {
+    Stage::play(|stage| {
+        let machine = Machine::boot(stage)?;
+        stage.lay_over("/var/lib")?;
+        std::fs::write("/etc/machine-id", format!("{OLD_ID}\n"))?;
+        machine.start_bus(stage)?;
+        let network = Network::lay(stage, |arguments| machine.run(Path::new("ip"), arguments))?;
+        let server = network.serve(HERE)?;
+        std::fs::write(
+            stage.folder("/etc/systemd/network")?.join("client.network"),
+            format!("[Match]\nName={INTERFACE}\n[Network]\nDHCP=ipv4\nLinkLocalAddressing=no\n"),
+        )?;
+        machine.add_unit_of_system(NETWORKD)?;
+        // Else it waits for udev, which does not run.
+        let without_udev = "[Service]\nReadOnlyPaths=/sys\n";
+        machine.add_unit(&format!("{NETWORKD}.d/udev.conf"), without_udev)?;
+        machine.systemctl(&["start", NETWORKD])?;
+        let old = server.wait_for_client(&[])?;
+        let before = server.identifiers()?;
+
+        Hook::new(MACHINE_ID).run_in(&machine)?;
+        Hook::new(DHCP_RENEW).run_in(&machine)?;
+
+        server.wait_for_client(&[old])?;
+        let after = server.identifiers()?;
+        assert!(after.iter().any(|one| !before.contains(one)), "{after:?}");
+        Ok(())
+    });
+}
+
+/// The addresses of the server that the machine was cloned with, and those of the one that it wakes up with.
+const HERE: RangeInclusive<u8> = 10..=99;
+const THERE: RangeInclusive<u8> = 110..=199;
+
+const NETWORKD: &str = "systemd-networkd.service";
+
+fn ip(arguments: &[&str]) -> Result<String> {
+    tool::run(Command::new("ip").args(arguments))
+}
+
+/// Has dhclient do after seconds what it does after minutes, and tell no other programs of this machine.
+fn configure_dhclient(stage: &Stage) -> Result<()> {
+    let folder = stage.folder("/etc/dhcp")?;
+    let times = "initial-interval 1; backoff-cutoff 1; reboot 1; retry 1;\n";
+    std::fs::write(folder.join("dhclient.conf"), times)?;
+    let empty = stage.folder("/run/nothing")?;
+    for scripts in ["dhclient-enter-hooks.d", "dhclient-exit-hooks.d"] {
+        stage.bind(&empty, &stage.folder(folder.join(scripts))?)?;
+    }
+    Ok(())
+}
+
+/// The processes in a network namespace that a test has to itself. They are killed when it is done.
+struct Daemons {
+    namespace: PathBuf,
+}
+
+impl Daemons {
+    fn of_this_test() -> Result<Self> {
+        let namespace = std::fs::read_link("/proc/thread-self/ns/net")?;
+        let of_others = std::fs::read_link("/proc/self/ns/net")?;
+        ensure!(namespace != of_others, "it is the namespace of the machine");
+        Ok(Self { namespace })
+    }
+
+    fn all(&self) -> Result<Vec<Pid>> {
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir("/proc")? {
+            let entry = entry?;
+            let Ok(number) = entry.file_name().to_string_lossy().parse() else {
+                continue;
+            };
+            // One that has ended has none.
+            let namespace = std::fs::read_link(entry.path().join("ns/net"));
+            if namespace.is_ok_and(|namespace| namespace == self.namespace) {
+                all.extend(Pid::from_raw(number));
+            }
+        }
+        Ok(all)
+    }
+
+    fn named(&self, name: &str) -> Result<Vec<Pid>> {
+        let mut named = self.all()?;
+        named.retain(|process| {
+            let path = format!("/proc/{process}/comm");
+            std::fs::read_to_string(path).is_ok_and(|comm| comm.trim_end() == name)
+        });
+        Ok(named)
+    }
+}
+
+impl Drop for Daemons {
+    fn drop(&mut self) {
+        // Until one has been killed it may start another.
+        let killed = wait_until("what the test has started ends", || {
+            let all = self.all()?;
+            for process in &all {
+                let _ = rustix::process::kill_process(*process, Signal::KILL);
+            }
+            Ok(all.is_empty())
+        });
+        if let Err(error) = killed {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+/// What a process was started with.
+fn command_line(process: Pid) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/cmdline"))?;
+    Ok(text.split_terminator('\0').map(str::to_owned).collect())
 }
 
 // 50-chrony-makestep
@@ -1038,25 +1303,14 @@ fn what_a_hook_changes_is_changed_for_the_whole_machine() {
     Stage::play(|stage| {
         let machine = Machine::boot(stage)?;
         stage.lay_over("/var/lib")?;
-        File::create("/dev/sysgenid")?;
         let elsewhere = Path::new("/run/elsewhere");
         std::fs::write(elsewhere, format!("{OLD_ID}\n"))?;
         if !Path::new("/etc/machine-id").exists() {
             File::create("/etc/machine-id")?;
         }
         stage.bind(elsewhere, Path::new("/etc/machine-id"))?;
-        // The packaged unit as it is, but for what it runs.
-        let hook = |name| {
-            format!(
-                "[Service]\nType=oneshot\nRestart=no\nExecStart=\nExecStart={}\n\
-                 Environment=SYSGENID_GENERATION=1 SYSGENID_PREVIOUS_GENERATION=0 SYSGENID_ATTEMPT=1 PATH={PATH}\n",
-                file(name).display()
-            )
-        };
-        let drop_in = "sysgenid-hooks.service.d/hook.conf";
 
-        machine.add_unit(drop_in, &hook(MACHINE_ID))?;
-        machine.systemctl(&["start", "sysgenid-hooks.service"])?;
+        Hook::new(MACHINE_ID).run_as_service(&machine)?;
         let seen = machine.run(Path::new("cat"), &["/etc/machine-id"])?;
         assert_ne!(seen, OLD_ID, "{}", systemd::said());
         assert_eq!(seen.len(), 32, "{seen}");
@@ -1064,8 +1318,7 @@ fn what_a_hook_changes_is_changed_for_the_whole_machine() {
         machine.run(Path::new("hostname"), &["web"])?;
         stage.lay_over("/usr/bin")?;
         std::fs::remove_file("/usr/bin/hostnamectl")?;
-        machine.add_unit(drop_in, &hook(HOSTNAME_SUFFIX))?;
-        machine.systemctl(&["start", "sysgenid-hooks.service"])?;
+        Hook::new(HOSTNAME_SUFFIX).run_as_service(&machine)?;
         assert_suffix(&machine.run(Path::new("hostname"), &[])?, "web", "");
         Ok(())
     });
@@ -1265,6 +1518,23 @@ impl Hook {
         arguments.push(self.path.display().to_string());
         let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
         machine.run(Path::new("timeout"), &arguments)
+    }
+
+    /// The same in the packaged unit as it is, but for what that runs. What it leaves behind ends with it.
+    fn run_as_service(&self, machine: &Machine) -> Result<()> {
+        let mut unit = "[Service]\nType=oneshot\nRestart=no\nExecStart=\n".to_owned();
+        unit += &format!(
+            "ExecStart={}\nEnvironment=PATH={PATH}\n",
+            self.path.display()
+        );
+        for (name, value) in &self.variables {
+            unit += &format!("Environment={name}={value}\n");
+        }
+        machine.add_unit("sysgenid-hooks.service.d/hook.conf", &unit)?;
+        File::create("/dev/sysgenid")?;
+        machine
+            .systemctl(&["start", "sysgenid-hooks.service"])
+            .map(drop)
     }
 
     /// Starts it with a process group of its own, to be killed.

@@ -29,6 +29,11 @@ const PACKAGES: &[Needed] = &[
     needed("chronyd", "chrony"),
     needed("hostname", "hostname"),
     needed("ip", "iproute2"),
+    // Packages of programs alone: none of the next four starts a service, or has one.
+    needed("dhcpcd", "dhcpcd-base"),
+    needed("dhclient", "isc-dhcp-client"),
+    needed("dnsmasq", "dnsmasq-base"),
+    needed("dbus-daemon", "dbus-daemon"),
     needed("shellcheck", "shellcheck"),
 ];
 
