@@ -119,7 +119,8 @@ pub(crate) enum Task {
 
     /// Wait until every tracked watcher has acknowledged the generation
     ///
-    /// Who is still outdated is shown while it lasts. If the generation changes meanwhile, this waits for the latest.
+    /// Who is still outdated is shown while it lasts. If the generation changes meanwhile, this waits for the latest. Hooks
+    /// of run-hooks are waited for even if that was restarted meanwhile; if it does not come back, for five seconds.
     #[command(after_help = EXIT_STATUS_OF_WAIT)]
     Wait {
         #[command(flatten)]
@@ -146,6 +147,10 @@ pub(crate) enum Task {
         /// With --wait, for at most so long: seconds, or a number with ms, s, m or h
         #[arg(long, value_name = "TIME", value_parser = duration, allow_negative_numbers = true, requires = "wait")]
         timeout: Option<Duration>,
+
+        /// With --wait, as of sysgenctl wait
+        #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath, requires = "wait")]
+        hooks_state: Option<PathBuf>,
 
         #[command(flatten)]
         format: Format,
@@ -204,8 +209,8 @@ pub(crate) struct Patience {
     #[arg(long, value_name = "TIME", value_parser = duration, allow_negative_numbers = true)]
     pub(crate) timeout: Option<Duration>,
 
-    /// Where run-hooks notes its progress (its --state-dir): hooks are waited for, too, that a restart of it has
-    /// interrupted [default: /run/sysgenid-hooks, unless another node than the machine's own is named]
+    /// Where run-hooks notes its progress (its --state-dir): hooks are waited for, too, of which a restart of it has made
+    /// others forget [default: /run/sysgenid-hooks for the machine's own node]
     #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
     pub(crate) hooks_state: Option<PathBuf>,
 }

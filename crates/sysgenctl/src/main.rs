@@ -62,11 +62,12 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             min,
             wait,
             timeout,
+            hooks_state,
             format,
         } => {
             let patience = Patience {
                 timeout,
-                hooks_state: None,
+                hooks_state,
             };
             trigger::run(&place, min, wait.then_some(&patience), format.json)
         }

@@ -2,9 +2,11 @@
 
 //! Which node is meant.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use sysgenid::{Error, Orchestrator, PATH_VARIABLE, PATHS, Tracking, Watcher};
+
+use crate::front_end::Identity;
 
 /// The node that was named, or the machine's own.
 #[derive(Debug)]
@@ -35,6 +37,15 @@ impl Place {
     pub(crate) fn name(&self) -> String {
         let named = self.0.clone().or_else(of_environment);
         named.map_or_else(|| PATHS.join(" or "), |path| path.display().to_string())
+    }
+
+    /// Whether the node at a path is the machine's own, by whatever name.
+    pub(crate) fn is_machines_own(path: &Path) -> bool {
+        Identity::of(path).is_ok_and(|node| {
+            PATHS
+                .iter()
+                .any(|own| Identity::of(Path::new(own)).is_ok_and(|own| own == node))
+        })
     }
 
     /// What has named it, if anything did.

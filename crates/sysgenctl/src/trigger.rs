@@ -32,7 +32,7 @@ pub(crate) fn run(
         if !json {
             output::line(&format!("generation {generation}"))?;
         }
-        return wait::settle(place, orchestrator, patience, json);
+        return wait::settle(orchestrator, patience, json);
     }
     if json {
         output::json(&Answer {

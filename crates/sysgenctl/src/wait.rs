@@ -2,13 +2,14 @@
 
 //! `sysgenctl wait`: until everybody has acknowledged, showing who has not.
 
+use std::fs;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use sysgenid::{Generation, Orchestrator, Settlement};
@@ -27,6 +28,10 @@ const REFRESH: Duration = Duration::from_millis(500);
 /// How often it is looked whether interrupted hooks are done, of which nobody tells.
 const GLANCE: Duration = Duration::from_millis(100);
 
+/// How long whoever runs hooks may be gone before nobody waits for it any more, as for a watcher that has ended. It is
+/// enough for systemd to start it again.
+const FOR_A_RESTART: Duration = Duration::from_secs(5);
+
 /// How many are named while it lasts.
 const MOST_NAMED: usize = 10;
 
@@ -36,7 +41,7 @@ struct Answer {
     settled: bool,
     generation: u32,
     outdated: u32,
-    /// Whether hooks are still to run that a restart of their service has interrupted. It is not one of the outdated.
+    /// Whether hooks are still to succeed. If their service was restarted it is not one of the outdated.
     hooks_pending: bool,
     /// Nothing where they cannot be seen.
     late: Option<Vec<Seen>>,
@@ -44,24 +49,28 @@ struct Answer {
 
 /// How a wait ended.
 enum End {
-    Settled(Generation),
+    /// With what is to be said of hooks, if anything is.
+    Settled(Generation, Option<String>),
     Late(u32),
-    HooksPending(Pending),
+    HooksPending(Generation, Pending),
 }
 
 pub(crate) fn run(place: &Place, patience: &Patience, json: bool) -> anyhow::Result<ExitCode> {
-    settle(place, place.orchestrator()?, patience, json)
+    settle(place.orchestrator()?, patience, json)
 }
 
 /// Waits until everybody has acknowledged.
 pub(crate) fn settle(
-    place: &Place,
     orchestrator: Orchestrator,
     patience: &Patience,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
     let watched = Orchestrator::open_at(orchestrator.path())?;
-    let hooks = Progress::to_wait_for(patience.hooks_state.as_deref(), place.named_by().is_none());
+    let named = patience.hooks_state.as_deref();
+    if let Some(folder) = named {
+        fs::read_dir(folder).with_context(|| format!("cannot look into {}", folder.display()))?;
+    }
+    let hooks = Progress::to_wait_for(named, Place::is_machines_own(orchestrator.path()));
     let (sender, settled) = mpsc::channel();
     let (timeout, awaited) = (patience.timeout, hooks.clone());
     // It sleeps in the kernel, which tells at once. The end of this process ends it.
@@ -75,43 +84,44 @@ pub(crate) fn settle(
         }
     };
     view.end();
+    let code = match &end {
+        End::Settled(..) => ExitCode::SUCCESS,
+        End::Late(_) | End::HooksPending(..) => ExitCode::from(TIMED_OUT),
+    };
     match end {
-        End::Settled(generation) => {
+        End::Settled(generation, remark) => {
             if json {
                 output::json(&Answer {
                     settled: true,
                     generation: generation.get(),
                     outdated: 0,
-                    hooks_pending: false,
+                    hooks_pending: remark.is_some(),
                     late: Some(Vec::new()),
                 })?;
             } else {
                 let text = format!("everybody is in generation {generation}");
                 output::line(&output::styled(GOOD, &text))?;
             }
-            Ok(ExitCode::SUCCESS)
+            if let Some(remark) = remark {
+                output::note(DOUBTFUL, &remark);
+            }
         }
-        End::Late(outdated) => {
-            report_late(&watched, outdated, &hooks, json)?;
-            Ok(ExitCode::from(TIMED_OUT))
-        }
-        End::HooksPending(pending) => {
+        End::Late(outdated) => report_late(&watched, outdated, &hooks, json)?,
+        End::HooksPending(generation, pending) => {
             if json {
                 output::json(&Answer {
                     settled: false,
-                    generation: watched.generation()?.get(),
+                    generation: generation.get(),
                     outdated: 0,
                     hooks_pending: true,
                     late: Some(Vec::new()),
                 })?;
             } else {
-                output::complain(&format!(
-                    "the time is over, and the hooks for {pending} have not all succeeded, whose service was restarted"
-                ));
+                output::complain(&format!("the time is over, and {pending}"));
             }
-            Ok(ExitCode::from(TIMED_OUT))
         }
     }
+    Ok(code)
 }
 
 /// Waits until everybody has acknowledged, and no hooks are left that nobody acknowledges for.
@@ -123,16 +133,27 @@ fn await_all(
     // More than the clock can tell is for ever.
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let left = || deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    let mut unattended_since = None;
     loop {
         let generation = match orchestrator.settle(left())? {
             Settlement::Settled(generation) => generation,
             Settlement::TimedOut { outdated } => return Ok(End::Late(outdated)),
         };
-        let Some(pending) = hooks.pending() else {
-            return Ok(End::Settled(generation));
+        let pending = match hooks.pending(generation) {
+            Ok(None) => return Ok(End::Settled(generation, None)),
+            Ok(Some(pending)) => pending,
+            Err(error) => {
+                let text = format!("cannot tell from {} of hooks: {error}", hooks.path());
+                return Ok(End::Settled(generation, Some(text)));
+            }
         };
+        if pending.is_attended {
+            unattended_since = None;
+        } else if unattended_since.get_or_insert_with(Instant::now).elapsed() >= FOR_A_RESTART {
+            return Ok(End::Settled(generation, Some(pending.to_string())));
+        }
         match left() {
-            Some(Duration::ZERO) => return Ok(End::HooksPending(pending)),
+            Some(Duration::ZERO) => return Ok(End::HooksPending(generation, pending)),
             left => thread::sleep(left.map_or(GLANCE, |left| left.min(GLANCE))),
         }
     }
@@ -149,11 +170,12 @@ fn report_late(
         list
     });
     if json {
+        let generation = orchestrator.generation()?;
         return output::json(&Answer {
             settled: false,
-            generation: orchestrator.generation()?.get(),
+            generation: generation.get(),
             outdated,
-            hooks_pending: hooks.pending().is_some(),
+            hooks_pending: matches!(hooks.pending(generation), Ok(Some(_))),
             late: list.ok().map(|list| list.watchers),
         });
     }
@@ -217,11 +239,12 @@ impl View {
             .collect();
         named.sort();
         // Those whose service is itself a watcher that is late are waited for as that.
-        let pending = hooks.pending().filter(|_| outdated == 0);
+        let generation = orchestrator.generation().ok();
+        let pending = generation
+            .filter(|_| outdated == 0)
+            .and_then(|generation| hooks.pending(generation).ok()?);
         let waiting = match &pending {
-            Some(pending) => {
-                format!("waiting for the hooks for {pending}, whose service was restarted")
-            }
+            Some(pending) => format!("waiting: {pending}"),
             None => format!("waiting for {}", count(outdated as usize, "watcher")),
         };
         let named = (outdated, named, pending);

@@ -14,8 +14,8 @@ use crate::probe::{Probe, Stamp};
 /// Any seedable generator of [`rand`], seeded by the operating system, and again before the first draw of a new
 /// generation.
 ///
-/// What such a generator has buffered is part of every snapshot, so each draw looks at the probe first. It costs two
-/// loads.
+/// What such a generator has buffered is part of every snapshot, so each draw looks at the probe: before it where it is
+/// a number, after it where bytes are filled, which are filled anew if need be. It costs two loads.
 ///
 /// `fork` is no generation change: a child draws what its parent draws. Make a new one there, as with any generator of
 /// this kind.
@@ -145,6 +145,8 @@ impl<R: SeedableRng + Rng> TryRng for SnapSafeRng<R> {
             if self.is_current() {
                 return Ok(());
             }
+            // If there is no new seed, nobody is to find them.
+            bytes.fill(0);
             self.reseed_or_panic();
         }
     }

@@ -159,7 +159,10 @@ fn judge(name: &OsStr, path: &Path) -> State {
         return State::Skipped("not executable");
     }
     if let Err(errno) = access(path, Access::EXEC_OK) {
-        return State::Broken(format!("cannot be run: {}", io::Error::from(errno)));
+        return State::Broken(format!(
+            "this user cannot run it: {}",
+            io::Error::from(errno)
+        ));
     }
     State::Runs
 }

@@ -126,25 +126,38 @@ impl Runner {
     /// What is to be said of a change that was not dealt with before a restart, or that came while nothing ran, if there
     /// is one.
     fn unfinished(&mut self, generation: Generation) -> Option<String> {
-        let what = match self.progress.read()? {
-            Ok(note) => {
-                self.previous = Generation::new(note.dealt_with);
-                match note.pending {
-                    Some(pending) => {
-                        format!("generation {pending} was not dealt with before a restart")
-                    }
-                    None if self.previous == generation => return None,
-                    None => format!(
-                        "the generation has changed from {} while this did not run",
-                        self.previous
-                    ),
-                }
-            }
+        let note = match self.progress.read() {
+            Ok(note) => note?,
             Err(error) => {
-                let text = format!("cannot read what a restart has left unfinished: {error}");
+                let text = format!(
+                    "cannot read what has been dealt with from {}: {error}",
+                    self.progress.path()
+                );
                 log::say(Level::Warning, &text);
-                "a change may not have been dealt with before a restart".to_owned()
+                return Some(format!(
+                    "a change may not have been dealt with before a restart: running all hooks for generation \
+                     {generation}"
+                ));
             }
+        };
+        if note.process.is_another() {
+            let text = format!(
+                "process {} notes in {}, too: this one notes nothing, and a restart of it forgets",
+                note.process.pid,
+                self.progress.path()
+            );
+            log::say(Level::Warning, &text);
+            self.progress = Progress::nowhere();
+            return None;
+        }
+        self.previous = Generation::new(note.dealt_with);
+        let what = match note.pending {
+            Some(pending) => format!("generation {pending} was not dealt with before a restart"),
+            None if self.previous == generation => return None,
+            None => format!(
+                "the generation has changed from {} while this did not run",
+                self.previous
+            ),
         };
         Some(format!(
             "{what}: running all hooks for generation {generation}"
@@ -153,12 +166,11 @@ impl Runner {
 
     /// Notes for the next start, and for whoever waits, what has been dealt with and what is being dealt with.
     fn note(&self, pending: Option<Generation>) {
-        let note = Note {
-            dealt_with: self.previous.get(),
-            pending: pending.map(Generation::get),
-        };
-        if let Err(error) = self.progress.write(note) {
-            let text = format!("cannot note what has been dealt with for the next start: {error}");
+        if let Err(error) = self.progress.write(&Note::new(self.previous, pending)) {
+            let text = format!(
+                "cannot note in {} what has been dealt with, so neither a restart nor sysgenctl wait knows: {error}",
+                self.progress.path()
+            );
             log::say(Level::Warning, &text);
         }
     }
@@ -319,7 +331,7 @@ impl Runner {
             Ok(Acknowledged::Current) => self.finish(generation, hooks, "; acknowledged"),
             Ok(Acknowledged::ChangedAgain(newer)) => self.lookout.put_newer(newer),
             // That is found out where events come from, too, and the node's return begins anew.
-            Err(error) if is_away(&error) => {}
+            Err(error) if is_away(&error) => self.note(Some(generation)),
             Err(error) => return Err(error.into()),
         }
         Ok(())

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use serde::Serialize;
-use sysgenid::Orchestrator;
+use sysgenid::{Generation, Orchestrator};
 
 use self::owner::Owner;
 use crate::clock;
@@ -68,14 +68,19 @@ pub(crate) struct Seen {
 struct Answer<'a> {
     #[serde(flatten)]
     list: &'a List,
-    /// Whether hooks are still to run. Those whose service was restarted meanwhile are of no watcher that is late.
+    /// Whether hooks are still to succeed. If their service was restarted it is not one of the late.
     hooks_pending: bool,
 }
 
 pub(crate) fn run(place: &Place, only_outdated: bool, json: bool) -> anyhow::Result<ExitCode> {
     let orchestrator = place.orchestrator()?;
     let mut list = List::make(&orchestrator)?;
-    let pending = Progress::to_wait_for(None, place.named_by().is_none()).pending();
+    let hooks = Progress::to_wait_for(None, Place::is_machines_own(orchestrator.path()));
+    // What cannot be read is said by whoever waits.
+    let pending = hooks
+        .pending(Generation::new(list.generation))
+        .ok()
+        .flatten();
     if only_outdated {
         list.watchers.retain(Seen::is_late);
     }
@@ -97,10 +102,7 @@ pub(crate) fn run(place: &Place, only_outdated: bool, json: bool) -> anyhow::Res
         output::note(FAINT, &remark);
     }
     if let Some(pending) = pending {
-        let text = format!(
-            "the hooks for {pending} have not all succeeded: systemctl status sysgenid-hooks says more"
-        );
-        output::note(DOUBTFUL, &text);
+        output::note(DOUBTFUL, &pending.to_string());
     }
     Ok(ExitCode::SUCCESS)
 }

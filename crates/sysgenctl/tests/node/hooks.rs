@@ -518,7 +518,7 @@ fn a_change_that_a_restart_has_left_unfinished_is_dealt_with_at_the_start() {
     assert_eq!(answer["hooks_pending"], true, "{answer}");
     assert_eq!(answer["outdated"], 0, "{answer}");
     let mut wait = Program::start(&waiting);
-    wait.await_stderr(&format!("waiting for the hooks for generation {first}"));
+    wait.await_stderr(&format!("waiting: the hooks for generation {first}"));
     fs::write(&mended, "").unwrap();
     service.await_stderr(&format!("generation {first}: 1 hook succeeded"));
     wait.end().assert_code(0);
@@ -575,9 +575,74 @@ fn a_change_that_came_while_nothing_ran_is_dealt_with_at_the_next_start() {
 
     // What cannot be read says nothing of what was dealt with.
     fs::write(state.join("progress"), "nonsense").unwrap();
+    let wait = run(&["wait", "--hooks-state", state.to_str().unwrap()]).assert_code(0);
+    assert!(wait.stderr.contains("cannot tell from"), "{wait:?}");
     let mut service = hooks.serve(&options);
     service.await_stderr("a change may not have been dealt with");
     service.await_stderr("1 hook succeeded");
+}
+
+#[test]
+#[ignore = "needs a node"]
+fn hooks_that_nobody_runs_any_more_are_waited_for_until_somebody_could_have_been_started_again() {
+    let machine = Machine::new();
+    let hooks = Hooks::of(&machine);
+    hooks.add("etc/10-fails", "exit 1");
+    let state = machine.file("state");
+    let state = state.to_str().unwrap();
+    let mut service = hooks.serve(&["--state-dir", state]);
+    let generation = machine.bump();
+    service.await_stderr("10-fails has failed");
+    service.signal(Signal::KILL);
+    service.end();
+    machine.await_outdated(0);
+
+    let text = format!("the hooks for generation {generation} have not all succeeded, and ");
+    let at_once = run(&["wait", "--hooks-state", state, "--timeout", "100ms"]).assert_code(3);
+    assert!(at_once.stderr.contains(&text), "{at_once:?}");
+    let ended = run(&["wait", "--hooks-state", state]).assert_code(0);
+    assert!(ended.stderr.contains(&text), "{ended:?}");
+    let folder = machine.file("nowhere");
+    let missing = run(&["wait", "--hooks-state", folder.to_str().unwrap()]).assert_code(1);
+    assert!(missing.stderr.contains("cannot look into"), "{missing:?}");
+
+    // A change that comes now is one that nobody has seen.
+    fs::write(machine.file("etc/10-fails"), "#!/bin/sh\n").unwrap();
+    let mut service = hooks.serve(&["--state-dir", state]);
+    service.await_stderr("1 hook succeeded");
+    service.signal(Signal::KILL);
+    service.end();
+    machine.bump();
+    run(&["wait", "--hooks-state", state, "--timeout", "100ms"]).assert_code(3);
+}
+
+#[test]
+#[ignore = "needs a node"]
+fn where_another_process_notes_already_nothing_is_noted() {
+    let machine = Machine::new();
+    let hooks = Hooks::of(&machine);
+    hooks.add("etc/10-works", "");
+    let state = machine.file("state");
+    let options = ["--state-dir", state.to_str().unwrap()];
+    let mut first = hooks.serve(&options);
+    let noted = machine.lines("state/progress");
+    let mut second = Program::start(
+        &[
+            "run-hooks",
+            "--hooks-dir",
+            machine.file("etc").to_str().unwrap(),
+        ]
+        .iter()
+        .chain(&options)
+        .copied()
+        .collect::<Vec<_>>(),
+    );
+    second.await_stderr("this one notes nothing");
+    second.await_stderr("ready");
+    assert_eq!(machine.lines("state/progress"), noted);
+    machine.bump();
+    first.await_stderr("acknowledged");
+    second.await_stderr("acknowledged");
 }
 
 #[test]
@@ -589,7 +654,14 @@ fn a_change_comes_before_the_hooks_of_one_that_was_unfinished_and_is_acknowledge
         "etc/10-fails",
         &format!("[ -e {} ]", machine.file("mended").display()),
     );
-    machine.write("state/progress", "{\"dealt_with\":0,\"pending\":1}");
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let note = serde_json::json!({
+        "dealt_with": 0,
+        "pending": 1,
+        "process": {"pid": 1, "started": null},
+        "boot": boot.trim_end(),
+    });
+    machine.write("state/progress", &note.to_string());
     let mut command = sysgenctl(&["run-hooks", "--hooks-dir"]);
     command
         .arg(machine.file("etc"))
