@@ -41,7 +41,8 @@ struct Answer {
     settled: bool,
     generation: u32,
     outdated: u32,
-    /// Whether hooks are still to succeed. If their service was restarted it is not one of the outdated.
+    /// Whether hooks are still to succeed, or that cannot be told. If their service was restarted it is not one of the
+    /// outdated.
     hooks_pending: bool,
     /// Nothing where they cannot be seen.
     late: Option<Vec<Seen>>,
