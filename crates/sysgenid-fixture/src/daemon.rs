@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use sysgenid::Orchestrator;
 use tempfile::{Builder, NamedTempFile, TempDir};
 
-use crate::eventually;
+use crate::await_outdated;
 
 /// A daemon, with its nodes in a folder of its own. It ends with this value.
 #[derive(Debug)]
@@ -103,10 +103,7 @@ impl Daemon {
 
     /// Waits until it has no watcher that holds up those who wait for all.
     pub fn await_settled(&self) {
-        let orchestrator = self.orchestrator();
-        eventually("nobody is late", || {
-            orchestrator.outdated_watchers().unwrap() == 0
-        });
+        await_outdated(&self.orchestrator(), 0);
     }
 }
 

@@ -15,6 +15,8 @@ mod machine;
 
 use std::time::{Duration, Instant};
 
+use sysgenid::Orchestrator;
+
 pub use crate::daemon::Daemon;
 pub use crate::machine::{Machine, acknowledge, tracked, untracked};
 
@@ -26,6 +28,13 @@ pub const QUIET: Duration = Duration::from_millis(50);
 
 /// How long something is looked at again that tells nobody when it changes.
 const GLANCE: Duration = Duration::from_millis(10);
+
+/// Waits until so many hold up those who wait for all.
+fn await_outdated(orchestrator: &Orchestrator, expected: u32) {
+    eventually(&format!("{expected} are outdated"), || {
+        orchestrator.outdated_watchers().unwrap() == expected
+    });
+}
 
 /// Waits for what tells nobody that it has come.
 pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {

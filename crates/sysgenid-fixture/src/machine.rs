@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use sysgenid::{Error, Generation, Orchestrator, Settlement, Tracking, Watcher};
 use tempfile::TempDir;
 
-use crate::{PATIENCE, eventually};
+use crate::{PATIENCE, await_outdated, eventually};
 
 /// The node, for one test at a time, because they all change the one generation; and a folder of the test's own.
 #[derive(Debug)]
@@ -62,9 +62,7 @@ impl Machine {
 
     /// Waits until so many do.
     pub fn await_outdated(&self, expected: u32) {
-        eventually(&format!("{expected} are outdated"), || {
-            self.outdated() == expected
-        });
+        await_outdated(&self.orchestrator, expected);
     }
 
     /// Fails unless a wait for all ends well.

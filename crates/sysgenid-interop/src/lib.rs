@@ -16,6 +16,7 @@ pub mod daemon;
 pub mod load;
 pub mod network;
 pub mod node;
+pub mod patience;
 pub mod podman;
 pub mod stage;
 pub mod systemd;

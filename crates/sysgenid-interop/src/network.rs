@@ -8,15 +8,13 @@ use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::process::Command;
 use std::process::Stdio;
-use std::time::Duration;
-use std::time::Instant;
 
 use anyhow::Context;
 use anyhow::Result;
-use anyhow::bail;
 
 use crate::Stage;
 use crate::conversation::Running;
+use crate::patience::wait_until;
 use crate::tool;
 use crate::tool::DNSMASQ;
 
@@ -34,12 +32,6 @@ const LEASES: &str = "/run/dhcp-server.leases";
 
 /// What it has done.
 const LOG: &str = "/run/dhcp-server.log";
-
-/// How long anything may take. Only ever waited for in full where something is wrong.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// How long it is until something is looked at again.
-const PAUSE: Duration = Duration::from_millis(10);
 
 /// Runs `ip`.
 type Ip<'a> = dyn Fn(&[&str]) -> Result<String> + 'a;
@@ -109,8 +101,8 @@ impl<'a> Network<'a> {
             _running: running,
         };
         wait_until(
+            || "the server listens".to_owned(),
             || Ok(server.said()?.contains("sockets bound")),
-            || "the server does not listen".to_owned(),
         )?;
         Ok(server)
     }
@@ -130,6 +122,13 @@ impl Server<'_> {
         let mut settled = None;
         wait_until(
             || {
+                format!(
+                    "the client has an address of this server; it has {:?}; the server said:\n{}",
+                    self.network.addresses(),
+                    self.said().unwrap_or_default()
+                )
+            },
+            || {
                 let [address] = self.network.addresses()?[..] else {
                     return Ok(false);
                 };
@@ -140,13 +139,6 @@ impl Server<'_> {
                         .contains(&format!("DHCPACK({SERVER_INTERFACE}) {address} "));
                 settled = is_new.then_some(address);
                 Ok(is_new)
-            },
-            || {
-                format!(
-                    "the client has {:?}; the server said:\n{}",
-                    self.network.addresses(),
-                    self.said().unwrap_or_default()
-                )
             },
         )?;
         settled.context("it has an address")
@@ -173,18 +165,4 @@ fn at_server(arguments: &[&str]) -> Result<()> {
 
 fn address(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(198, 51, 100, number)
-}
-
-fn wait_until(
-    mut is_so: impl FnMut() -> Result<bool>,
-    complaint: impl Fn() -> String,
-) -> Result<()> {
-    let until = Instant::now() + PATIENCE;
-    while !is_so()? {
-        if Instant::now() > until {
-            bail!("after {} s: {}", PATIENCE.as_secs(), complaint());
-        }
-        std::thread::sleep(PAUSE);
-    }
-    Ok(())
 }

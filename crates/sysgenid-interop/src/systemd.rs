@@ -15,8 +15,6 @@ use std::process::Stdio;
 use std::str::FromStr;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
-use std::time::Instant;
 
 use anyhow::Context;
 use anyhow::Result;
@@ -34,6 +32,8 @@ use crate::built::COMMAND_LINE;
 use crate::built::DAEMON;
 use crate::conversation::Conversation;
 use crate::conversation::Running;
+use crate::patience::PATIENCE;
+use crate::patience::wait_until;
 use crate::tool;
 use crate::tool::DBUS_DAEMON;
 use crate::tool::Tool;
@@ -108,12 +108,6 @@ const GROUPS: &str = "/sys/fs/cgroup";
 
 /// A unit that runs until it is stopped.
 pub const SLEEPER: &str = "[Service]\nExecStart=sleep infinity\n";
-
-/// How long anything may take. Only ever waited for in full where something is wrong.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// How long it is until something is looked at again.
-const PAUSE: Duration = Duration::from_millis(10);
 
 /// Enters the machine's control group, then makes its namespaces. What is mounted later is seen on the stage.
 const ENTER: &str = r#"
@@ -279,19 +273,8 @@ impl Machine {
     }
 
     /// Waits until something is as it should be, which is found by asking systemd again and again.
-    pub fn wait_until(&self, what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-        let until = Instant::now() + PATIENCE;
-        while !is_so()? {
-            if Instant::now() > until {
-                bail!(
-                    "after {} s not yet: {what}; the services said:\n{}",
-                    PATIENCE.as_secs(),
-                    said()
-                );
-            }
-            std::thread::sleep(PAUSE);
-        }
-        Ok(())
+    pub fn wait_until(&self, what: &str, is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+        wait_until(|| format!("{what}; the services said:\n{}", said()), is_so)
     }
 
     /// Starts a program in the machine, to talk with.

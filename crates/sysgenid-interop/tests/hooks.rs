@@ -29,8 +29,6 @@ use std::process::Child;
 use std::process::Command;
 use std::process::Output;
 use std::process::Stdio;
-use std::time::Duration;
-use std::time::Instant;
 
 use anyhow::Context;
 use anyhow::Result;
@@ -47,6 +45,7 @@ use sysgenid_interop::conversation::Running;
 use sysgenid_interop::cue::Cue;
 use sysgenid_interop::network::INTERFACE;
 use sysgenid_interop::network::Network;
+use sysgenid_interop::patience;
 use sysgenid_interop::systemd;
 use sysgenid_interop::systemd::COMMAND_LINE_PATH;
 use sysgenid_interop::systemd::Machine;
@@ -92,9 +91,6 @@ const WAIT: &str = "sysgenid-settled.service";
 
 /// What the runner of the hooks says to systemd when a change has come.
 const UNSETTLE: [&str; 4] = ["--no-block", "try-restart", WAIT, SETTLED];
-
-/// How long anything may take. Only ever waited for in full where something is wrong.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 #[test]
 #[ignore = "needs shellcheck"]
@@ -1563,17 +1559,8 @@ fn kill(mut hook: Child) -> Result<()> {
     Ok(())
 }
 
-fn wait_until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let until = Instant::now() + PATIENCE;
-    while !is_so()? {
-        ensure!(
-            Instant::now() < until,
-            "after {} s not yet: {what}",
-            PATIENCE.as_secs()
-        );
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Ok(())
+fn wait_until(what: &str, is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    patience::wait_until(|| what.to_owned(), is_so)
 }
 
 /// A file of the packaged hooks.

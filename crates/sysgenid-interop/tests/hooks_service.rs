@@ -43,10 +43,7 @@ const TIME_IS_OVER: i32 = 3;
 #[ignore = "needs root and systemd"]
 fn a_change_runs_the_hooks_and_the_target_is_reached_again_when_they_have_succeeded() {
     Stage::play(|stage| {
-        let machine = boot(stage)?;
-        let cue = Cue::new(stage, "hook")?;
-        add_hook(stage, "10-held", &cue.script())?;
-        machine.systemctl(&["start", HOOKS])?;
+        let (machine, cue) = boot_with_held_hook(stage)?;
         assert_eq!(status(&machine)?, "waiting for a change of generation 0");
         machine.add_unit(
             "web.service",
@@ -128,10 +125,7 @@ fn a_hook_that_fails_is_why_everybody_waits_until_it_is_mended() {
 #[ignore = "needs root and systemd"]
 fn when_the_service_was_killed_the_hook_that_ran_ends_with_it_and_runs_again() {
     Stage::play(|stage| {
-        let machine = boot(stage)?;
-        let cue = Cue::new(stage, "hook")?;
-        add_hook(stage, "10-held", &cue.script())?;
-        machine.systemctl(&["start", HOOKS])?;
+        let (machine, cue) = boot_with_held_hook(stage)?;
         machine.systemctl(&["start", SETTLED])?;
         bump(&machine, 1)?;
         await_runs(&machine, "10-held", &["1 0 1"])?;
@@ -163,10 +157,7 @@ fn when_the_service_was_killed_the_hook_that_ran_ends_with_it_and_runs_again() {
 #[ignore = "needs root and systemd"]
 fn a_restart_of_the_service_ends_the_hook_that_runs_and_begins_it_anew() {
     Stage::play(|stage| {
-        let machine = boot(stage)?;
-        let cue = Cue::new(stage, "hook")?;
-        add_hook(stage, "10-held", &cue.script())?;
-        machine.systemctl(&["start", HOOKS])?;
+        let (machine, cue) = boot_with_held_hook(stage)?;
         bump(&machine, 1)?;
         await_runs(&machine, "10-held", &["1 0 1"])?;
 
@@ -191,10 +182,7 @@ fn a_restart_of_the_service_ends_the_hook_that_runs_and_begins_it_anew() {
 #[ignore = "needs root and systemd"]
 fn a_change_while_the_service_is_stopped_is_dealt_with_when_it_is_started() {
     Stage::play(|stage| {
-        let machine = boot(stage)?;
-        let cue = Cue::new(stage, "hook")?;
-        add_hook(stage, "10-held", &cue.script())?;
-        machine.systemctl(&["start", HOOKS])?;
+        let (machine, cue) = boot_with_held_hook(stage)?;
         machine.systemctl(&["start", SETTLED])?;
         machine.systemctl(&["stop", HOOKS])?;
         bump(&machine, 1)?;
@@ -253,10 +241,7 @@ fn a_hook_that_had_failed_is_tried_again_by_the_next_process_of_the_service() {
 #[ignore = "needs root and systemd"]
 fn the_service_goes_on_when_the_daemon_is_restarted_or_crashes() {
     Stage::play(|stage| {
-        let machine = boot(stage)?;
-        let cue = Cue::new(stage, "hook")?;
-        add_hook(stage, "10-held", &cue.script())?;
-        machine.systemctl(&["start", HOOKS])?;
+        let (machine, cue) = boot_with_held_hook(stage)?;
         let main = machine.main_process(HOOKS)?;
         let takeovers: [fn(&Machine) -> Result<()>; 2] = [
             |machine| machine.systemctl(&["restart", DAEMON]).map(drop),
@@ -332,6 +317,15 @@ fn boot(stage: &Stage) -> Result<Machine> {
     }
     machine.systemctl(&["start", DAEMON])?;
     Ok(machine)
+}
+
+/// The same with the service of hooks, which has one, "10-held", that ends at a cue.
+fn boot_with_held_hook(stage: &Stage) -> Result<(Machine, Cue)> {
+    let machine = boot(stage)?;
+    let cue = Cue::new(stage, "hook")?;
+    add_hook(stage, "10-held", &cue.script())?;
+    machine.systemctl(&["start", HOOKS])?;
+    Ok((machine, cue))
 }
 
 /// Writes a hook that says how it is run, and then does this.
