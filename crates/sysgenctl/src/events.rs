@@ -14,6 +14,8 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 use sysgenid::{Change, Error, Watcher};
 
+use crate::permission::explain;
+
 /// The first and the longest pause between two attempts to find a node that has gone.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
@@ -27,8 +29,8 @@ pub(crate) enum Event {
     Changed(Change),
     /// Whoever served the node has gone. It is looked for from now on.
     Gone,
-    /// Something stands where the node was that cannot be used. It is looked for on.
-    Hindered(Error),
+    /// Something stands where the node was that cannot be used, in words for people. It is looked for on.
+    Hindered(String),
     /// The node is there again. Nobody knows what happened meanwhile.
     Back(Change),
     /// A signal came.
@@ -140,7 +142,8 @@ impl Events {
                     return Ok(None);
                 }
                 retry.is_hindered = true;
-                Ok(Some(Event::Hindered(error)))
+                let text = format!("{}; waiting until the node is back", explain(&error));
+                Ok(Some(Event::Hindered(text)))
             }
             Err(error) => Err(error.into()),
         }

@@ -95,7 +95,7 @@ impl Supervisor<'_> {
                     self.pass_on(signal)?;
                 }
                 Event::Gone => self.say_gone(),
-                Event::Hindered(error) => self.say_hindered(&error),
+                Event::Hindered(text) => output::note(DOUBTFUL, &text),
                 Event::Changed(_) | Event::Back(_) if self.is_ending => {}
                 Event::Changed(change) | Event::Back(change) => {
                     let mut next = Some(change);
@@ -167,7 +167,7 @@ impl Supervisor<'_> {
                 }
                 Event::Changed(newer) | Event::Back(newer) => change = Some(newer),
                 Event::Gone => self.say_gone(),
-                Event::Hindered(error) => self.say_hindered(&error),
+                Event::Hindered(text) => output::note(DOUBTFUL, &text),
                 Event::TimeOut => {
                     output::note(DOUBTFUL, "the command does not end: killing it");
                     self.signal(Signal::KILL)?;
@@ -191,13 +191,6 @@ impl Supervisor<'_> {
             return Ok(());
         }
         self.signal(signal)
-    }
-
-    fn say_hindered(&self, error: &Error) {
-        output::note(
-            DOUBTFUL,
-            &format!("{}; waiting until the node is back", explain(error)),
-        );
     }
 
     fn say_gone(&self) {

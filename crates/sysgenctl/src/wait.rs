@@ -48,6 +48,19 @@ struct Answer {
     late: Option<Vec<Seen>>,
 }
 
+impl Answer {
+    /// Where no watcher is late.
+    fn of_hooks(settled: bool, generation: Generation, hooks_pending: bool) -> Self {
+        Self {
+            settled,
+            generation: generation.get(),
+            outdated: 0,
+            hooks_pending,
+            late: Some(Vec::new()),
+        }
+    }
+}
+
 /// How a wait ended.
 enum End {
     /// With what is to be said of hooks, if anything is.
@@ -92,13 +105,7 @@ pub(crate) fn settle(
     match end {
         End::Settled(generation, remark) => {
             if json {
-                output::json(&Answer {
-                    settled: true,
-                    generation: generation.get(),
-                    outdated: 0,
-                    hooks_pending: remark.is_some(),
-                    late: Some(Vec::new()),
-                })?;
+                output::json(&Answer::of_hooks(true, generation, remark.is_some()))?;
             } else {
                 let text = format!("everybody is in generation {generation}");
                 output::line(&output::styled(GOOD, &text))?;
@@ -110,13 +117,7 @@ pub(crate) fn settle(
         End::Late(outdated) => report_late(&watched, outdated, &hooks, json)?,
         End::HooksPending(generation, pending) => {
             if json {
-                output::json(&Answer {
-                    settled: false,
-                    generation: generation.get(),
-                    outdated: 0,
-                    hooks_pending: true,
-                    late: Some(Vec::new()),
-                })?;
+                output::json(&Answer::of_hooks(false, generation, true))?;
             } else {
                 output::complain(&format!("the time is over, and {pending}"));
             }

@@ -12,7 +12,6 @@ use sysgenid::Tracking;
 use crate::clock;
 use crate::events::{Event, Events, is_away};
 use crate::output::{self, DOUBTFUL, FAINT};
-use crate::permission::explain;
 use crate::place::Place;
 
 /// A line, for programs.
@@ -56,10 +55,7 @@ pub(crate) fn run(place: &Place, json: bool) -> anyhow::Result<ExitCode> {
                     print(json, "gone", None)?;
                 }
             }
-            Event::Hindered(error) => output::note(
-                DOUBTFUL,
-                &format!("{}; waiting until the node is back", explain(&error)),
-            ),
+            Event::Hindered(text) => output::note(DOUBTFUL, &text),
             Event::Back(change) => {
                 output::note(
                     DOUBTFUL,

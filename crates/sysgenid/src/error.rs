@@ -246,6 +246,7 @@ mod tests {
         };
         assert!(denied.to_string().contains("group sysgenid"), "{denied}");
     }
+
     #[test]
     fn the_reason_of_the_system_is_said_once() {
         let error = Error::call("read", Path::new("/dev/sysgenid"), Errno::IO);

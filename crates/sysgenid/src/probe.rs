@@ -203,11 +203,11 @@ impl Probe {
     /// most, for a machine on which nobody bumps the generation. In an asynchronous program call it where a thread may
     /// block.
     ///
-    /// It can tell only what came after `since`. A stamp that was taken between the hypervisor's word and the notice, by a
-    /// program that was just started, is one of the new machine already; what is drawn under it comes from the old
-    /// generator, until the notice makes it over. It cannot tell one restore from two, either. If nobody has looked between them, and the notice of the second is still
-    /// to come, it returns at once; then the generation changes again when that notice comes, and whatever was made
-    /// meanwhile is made anew.
+    /// It can tell only what came after `since`. A stamp that was taken between the hypervisor's word and the notice,
+    /// by a program that was just started, is one of the new machine already; what is drawn under it comes from the
+    /// old generator, until the notice makes it over. It cannot tell one restore from two, either. If nobody has
+    /// looked between them, and the notice of the second is still to come, it returns at once; then the generation
+    /// changes again when that notice comes, and whatever was made meanwhile is made anew.
     pub fn stamp_for_rebuild(&self, since: &Stamp) -> Stamp {
         let deadline = Instant::now() + NOTICE_LIMIT;
         loop {

@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -80,11 +80,7 @@ impl AsyncWatcher {
         let path = watcher.path().to_owned();
         reactor::register(watcher)
             .map(Self)
-            .map_err(|reason| Error::Io {
-                action: "watch with tokio",
-                path,
-                reason,
-            })
+            .map_err(|reason| lost(path, reason))
     }
 
     /// Waits for a change that was not acknowledged, as [`Watcher::wait`].
@@ -100,7 +96,7 @@ impl AsyncWatcher {
                 .0
                 .ready(reactor::INTEREST)
                 .await
-                .map_err(|reason| self.lost(reason))?;
+                .map_err(|reason| lost(self.watcher().path().to_owned(), reason))?;
             match self.watcher().try_changed()? {
                 Some(change) => return Ok(change),
                 None => guard.clear_ready(),
@@ -139,13 +135,14 @@ impl AsyncWatcher {
     pub fn watcher(&self) -> &Watcher {
         self.0.get_ref()
     }
+}
 
-    fn lost(&self, reason: io::Error) -> Error {
-        Error::Io {
-            action: "watch with tokio",
-            path: self.watcher().path().to_owned(),
-            reason,
-        }
+/// The runtime does not hear of the node.
+fn lost(path: PathBuf, reason: io::Error) -> Error {
+    Error::Io {
+        action: "watch with tokio",
+        path,
+        reason,
     }
 }
 

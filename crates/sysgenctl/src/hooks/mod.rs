@@ -80,6 +80,8 @@ pub(crate) fn run(place: &Place, options: &RunHooks) -> anyhow::Result<ExitCode>
     if options.once {
         return runner.run_once(generation);
     }
+    // What does not run is said before there is anything to run.
+    runner.say_what_does_not_run(&hooks);
     runner.serve(generation)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -99,8 +101,6 @@ struct Runner {
 impl Runner {
     /// Serves until somebody wants it to end.
     fn serve(&mut self, generation: Generation) -> anyhow::Result<()> {
-        // What does not run is said before there is anything to run.
-        self.find()?;
         let unfinished = self.unfinished(generation);
         // Before systemd goes on: what waits for everybody to be done is to see it.
         self.note(unfinished.is_some().then_some(generation));
@@ -224,7 +224,7 @@ impl Runner {
                 return match change {
                     Some(change) => self.acknowledge(change, succeeded.len()),
                     None => {
-                        self.finish(generation, succeeded.len(), "");
+                        self.say_finished(generation, succeeded.len(), "");
                         Ok(())
                     }
                 };
@@ -328,7 +328,7 @@ impl Runner {
     fn acknowledge(&mut self, change: Change, hooks: usize) -> anyhow::Result<()> {
         let generation = change.generation();
         match change.acknowledge() {
-            Ok(Acknowledged::Current) => self.finish(generation, hooks, "; acknowledged"),
+            Ok(Acknowledged::Current) => self.say_finished(generation, hooks, "; acknowledged"),
             Ok(Acknowledged::ChangedAgain(newer)) => self.lookout.put_newer(newer),
             // That is found out where events come from, too, and the node's return begins anew.
             Err(error) if is_away(&error) => self.note(Some(generation)),
@@ -337,8 +337,8 @@ impl Runner {
         Ok(())
     }
 
-    /// A generation is dealt with.
-    fn finish(&self, generation: Generation, hooks: usize, more: &str) {
+    /// Says that a generation is dealt with.
+    fn say_finished(&self, generation: Generation, hooks: usize, more: &str) {
         let text = format!(
             "generation {generation}: {} succeeded{more}",
             output::count(hooks, "hook")
@@ -374,10 +374,16 @@ impl Runner {
         Ok(())
     }
 
-    /// All hooks. What does not run is said once.
+    /// All hooks.
     fn find(&mut self) -> Result<Vec<Hook>, find::Error> {
         let hooks = find::find(&self.folders)?;
-        for hook in &hooks {
+        self.say_what_does_not_run(&hooks);
+        Ok(hooks)
+    }
+
+    /// Each is said once.
+    fn say_what_does_not_run(&mut self, hooks: &[Hook]) {
+        for hook in hooks {
             let (level, text) = match &hook.state {
                 State::Runs => continue,
                 State::Masked => (Level::Info, "turned off".to_owned()),
@@ -388,7 +394,6 @@ impl Runner {
                 log::say(level, &format!("{}: {text}", hook.path.display()));
             }
         }
-        Ok(hooks)
     }
 }
 

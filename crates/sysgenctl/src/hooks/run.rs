@@ -11,7 +11,6 @@ use sysgenid::{Change, Generation};
 use super::log::{self, Level};
 use crate::child::{Reach, Running, describe};
 use crate::events::{Event, Events};
-use crate::permission::explain;
 
 /// How long a hook has to end once it was asked to.
 const GRACE: Duration = Duration::from_secs(5);
@@ -175,10 +174,7 @@ impl Lookout {
                 let text = format!("the server of {path} has gone; waiting until it is back");
                 log::say(Level::Warning, &text);
             }
-            Event::Hindered(error) => {
-                let text = format!("{}; waiting until the node is back", explain(&error));
-                log::say(Level::Warning, &text);
-            }
+            Event::Hindered(text) => log::say(Level::Warning, &text),
             Event::Back(change) => {
                 let path = self.events.watcher().path().display();
                 let text = format!("{path} is back; what happened meanwhile is not known");
