@@ -8,8 +8,8 @@
 //! C header: [`include/linux/miscdevice.h`](srctree/include/linux/miscdevice.h)
 
 use crate::{
-    counter_page::CounterPage,
-    uevent::Uevents, //
+    uevent::Uevents,
+    word_page::WordPage, //
 };
 use core::marker::PhantomData;
 use kernel::{
@@ -42,9 +42,6 @@ use kernel::{
     }, //
 };
 
-/// The events that `poll` returns for a file with something to read.
-pub(crate) const READABLE: u32 = bindings::POLLIN | bindings::POLLRDNORM;
-
 /// Shorthand for the private data of an open file, as the calls below borrow it.
 pub(crate) type Borrowed<'a, T> = <<T as Device>::Ptr as ForeignOwnable>::Borrowed<'a>;
 
@@ -72,14 +69,14 @@ pub(crate) trait Device: Sized + 'static {
         from: &mut IovIterSource<'_>,
     ) -> Result<usize>;
 
-    /// Registers with a wait queue through `table`, then returns the events that are pending.
+    /// Registers with a wait queue through `table`, then returns the `EPOLL…` events that are pending.
     fn poll(opened: Borrowed<'_, Self>, file: &File, table: PollTable<'_>) -> u32;
 
-    /// Sets up a mapping of an open file, by [`CounterPage::map`] on its [`page`](Self::page).
+    /// Sets up a mapping of an open file, by [`WordPage::map`] on its [`page`](Self::page).
     fn mmap(opened: Borrowed<'_, Self>, vma: &VmaNew) -> Result;
 
     /// The page that mappings of an open file show.
-    fn page<'a>(opened: Borrowed<'a, Self>) -> &'a CounterPage;
+    fn page<'a>(opened: Borrowed<'a, Self>) -> &'a WordPage;
 
     /// Carries out an ioctl whose argument is passed by value; for 32-bit callers, too, whose
     /// argument is then zero-extended.

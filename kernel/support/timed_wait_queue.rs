@@ -19,7 +19,7 @@ use kernel::{
 /// What ended a sleep other than being woken.
 #[derive(Clone, Copy)]
 pub(crate) enum Ended {
-    /// A signal is pending.
+    /// A signal is pending, or the caller is to be stopped, frozen or traced.
     Signal,
     /// The time-out has passed.
     TimeOut,
@@ -54,22 +54,19 @@ impl TimedWaitQueue {
     ///
     /// `attempt` runs at once, before the first sleep and after each wake-up. Before each sleep it runs
     /// while the caller is queued, so that no wake-up in between is missed. It may take spin locks but
-    /// must not sleep. The time-out is in nanoseconds from now; `None` is never.
+    /// must not sleep. The deadline is in nanoseconds of `CLOCK_MONOTONIC`; `None` is never.
     ///
     /// # Errors
     ///
     /// What ended the sleep, if that was not a wake-up. `attempt` has then last run before it.
     pub(crate) fn wait<R>(
         &self,
-        timeout: Option<i64>,
+        mut deadline: Option<i64>,
         mut attempt: impl FnMut() -> Option<R>,
     ) -> Result<R, Ended> {
         if let Some(value) = attempt() {
             return Ok(value);
         }
-        // SAFETY: Any thread may read the clock.
-        let now = unsafe { bindings::ktime_get() };
-        let mut deadline = timeout.map(|nanoseconds| now.saturating_add(nanoseconds));
         let entry = Opaque::<bindings::wait_queue_entry>::uninit();
         // SAFETY: The entry is writable, and off every queue again when this returns.
         unsafe { bindings::init_wait(entry.get()) };

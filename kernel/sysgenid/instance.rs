@@ -7,17 +7,18 @@
 //! lock is released, so that whoever wakes sees the new generation in the page and the lock free.
 
 use crate::{
-    counter_page::CounterPage,
     sysgenid_core::{
         abi,
         Change,
         Error,
         History,
+        PageWord,
         Registry,
         Wake, //
     },
     timed_wait_queue::TimedWaitQueue,
-    uevent::Uevents, //
+    uevent::Uevents,
+    word_page::WordPage, //
 };
 use kernel::{
     new_poll_condvar,
@@ -54,7 +55,9 @@ pub(crate) struct Instance {
     #[pin]
     pub(crate) settled: TimedWaitQueue,
     /// What user space maps.
-    pub(crate) page: CounterPage,
+    pub(crate) page: WordPage,
+    /// How many backends are registered.
+    backends: LockedBy<usize, Registry>,
     /// What tells udev of changes.
     uevents: Arc<Uevents>,
 }
@@ -70,7 +73,8 @@ impl Instance {
                 optional_name!("sysgenid_settled"),
                 static_lock_class!(),
             ),
-            page: CounterPage::new()?,
+            page: WordPage::new(page_word(&Registry::new(), 0).to_word())?,
+            backends: LockedBy::new(&registry, 0),
             uevents,
         })
     }
@@ -81,6 +85,20 @@ impl Instance {
         let mut registry = self.registry.lock();
         let change = registry.bump();
         self.announce(registry, change);
+    }
+
+    /// A backend notices restores from now on.
+    pub(crate) fn add_backend(&self) {
+        let mut registry = self.registry.lock();
+        *self.backends.access_mut(&mut registry) += 1;
+        self.store_page(&registry);
+    }
+
+    /// A backend notices no restores any more.
+    pub(crate) fn remove_backend(&self) {
+        let mut registry = self.registry.lock();
+        *self.backends.access_mut(&mut registry) -= 1;
+        self.store_page(&registry);
     }
 
     /// Software asks for a change to at least `minimum`. May sleep.
@@ -106,7 +124,7 @@ impl Instance {
         // Under the lock, so that a later change has a later time.
         let now = BootTime::ktime_get().unsigned_abs();
         self.history.access_mut(&mut registry).note(epoch, now);
-        self.page.store(change.generation.get());
+        self.store_page(&registry);
         drop(registry);
         self.changed.notify_all();
         self.settled.wake_all();
@@ -117,5 +135,21 @@ impl Instance {
         if let Err(error) = sent {
             pr_warn!("no uevent for generation {generation}: {error:?}\n");
         }
+    }
+
+    /// Stores what the accounts say. Under the lock, so that the page never goes back.
+    fn store_page(&self, registry: &SpinLockGuard<'_, Registry>) {
+        let backends = *self.backends.access(registry);
+        self.page.store(page_word(registry, backends).to_word());
+    }
+}
+
+/// What the page says. It is live for as long as there is an instance: whoever maps it keeps this
+/// module loaded.
+fn page_word(registry: &Registry, backends: usize) -> PageWord {
+    PageWord {
+        generation: registry.generation(),
+        live: true,
+        noticed: backends > 0,
     }
 }

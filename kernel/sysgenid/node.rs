@@ -6,12 +6,14 @@
 
 use crate::{
     capability,
-    counter_page::CounterPage,
     instance::Instance,
     miscdevice::{
         self,
-        Borrowed,
-        READABLE, //
+        Borrowed, //
+    },
+    restarted_wait::{
+        self,
+        WaitKey, //
     },
     sysgenid_core::{
         abi,
@@ -28,7 +30,8 @@ use crate::{
         Watcher, //
     },
     timed_wait_queue::Ended,
-    vma, //
+    vma,
+    word_page::WordPage, //
 };
 use kernel::{
     bindings,
@@ -97,20 +100,31 @@ impl Description {
     }
 
     /// Sleeps until all tracked watchers have acknowledged.
-    fn wait(&self, timeout: Timeout) -> Result<(), Error> {
-        let outcome = self.instance.settled.wait(timeout.nanoseconds(), || {
-            match self.attempt_wait(Patience::Sleep) {
-                Ok(Wait::Sleep) => None,
-                answer => Some(answer),
+    fn wait(&self, timeout: Timeout) -> Result {
+        let limit = match timeout.nanoseconds() {
+            Some(nanoseconds) => {
+                let key = WaitKey::new(self, nanoseconds);
+                Some((key, restarted_wait::deadline(key)))
             }
-        });
-        let answer = outcome.unwrap_or_else(|ended| {
-            self.attempt_wait(match ended {
-                Ended::Signal => Patience::Signal,
-                Ended::TimeOut => Patience::TimeOut,
-            })
-        });
-        answer.map(|_| ())
+            None => {
+                restarted_wait::forget();
+                None
+            }
+        };
+        let attempt = || match self.attempt_wait(Patience::Sleep) {
+            Ok(Wait::Sleep) => None,
+            answer => Some(answer),
+        };
+        let deadline = limit.map(|(_, deadline)| deadline);
+        let answer = match self.instance.settled.wait(deadline, attempt) {
+            Ok(answer) => answer,
+            Err(Ended::TimeOut) => self.attempt_wait(Patience::TimeOut),
+            Err(Ended::Signal) => match attempt() {
+                Some(answer) => answer,
+                None => return Err(restarted_wait::interrupt(limit)),
+            },
+        };
+        answer.map(|_| ()).map_err(errno)
     }
 }
 
@@ -119,6 +133,7 @@ impl miscdevice::Device for Description {
     type Ptr = KBox<Self>;
 
     fn open(file: &File, data: &NodeData) -> Result<KBox<Self>> {
+        restarted_wait::forget();
         // Everything that can fail comes before the watcher counts.
         let memory = KBox::new_uninit(GFP_KERNEL_ACCOUNT)?;
         let instance = data.instance.clone();
@@ -133,6 +148,7 @@ impl miscdevice::Device for Description {
     }
 
     fn read(description: &Self, file: &File, to: &mut IovIterDest<'_>) -> Result<usize> {
+        restarted_wait::forget();
         let instance = &*description.instance;
         let mut patience = if file.flags() & flags::O_NONBLOCK != 0 {
             Patience::None
@@ -141,8 +157,11 @@ impl miscdevice::Device for Description {
         };
         let mut registry = instance.registry.lock();
         loop {
-            let watcher = description.watcher.access(&registry);
-            match registry.read(watcher, to.len(), patience).map_err(errno)? {
+            // A copy, as in `update`; the lock is released while this sleeps.
+            let mut watcher = description.watcher.access(&registry).clone();
+            let answer = registry.read(&mut watcher, to.len(), patience);
+            *description.watcher.access_mut(&mut registry) = watcher;
+            match answer.map_err(errno)? {
                 Read::Empty => return Ok(0),
                 Read::Generation(generation) => {
                     drop(registry);
@@ -162,6 +181,7 @@ impl miscdevice::Device for Description {
     }
 
     fn write(description: &Self, _file: &File, from: &mut IovIterSource<'_>) -> Result<usize> {
+        restarted_wait::forget();
         // One byte more than a generation has, so that a write that is too long shows as one.
         let mut buffer = [0; abi::GENERATION_SIZE + 1];
         let bytes = &mut buffer[..from.len().min(abi::GENERATION_SIZE + 1)];
@@ -176,14 +196,11 @@ impl miscdevice::Device for Description {
     }
 
     fn poll(description: &Self, file: &File, table: PollTable<'_>) -> u32 {
+        restarted_wait::forget();
         // Registering comes first: a change after the look then still wakes the poller.
         table.register_wait(file, &description.instance.changed);
         let registry = description.instance.registry.lock();
-        if registry.poll(description.watcher.access(&registry)) {
-            READABLE
-        } else {
-            0
-        }
+        registry.poll(description.watcher.access(&registry))
     }
 
     fn mmap(description: &Self, area: &VmaNew) -> Result {
@@ -197,18 +214,22 @@ impl miscdevice::Device for Description {
         description.instance.page.map(area)
     }
 
-    fn page<'a>(description: Borrowed<'a, Self>) -> &'a CounterPage {
+    fn page<'a>(description: Borrowed<'a, Self>) -> &'a WordPage {
         &description.instance.page
     }
 
     fn ioctl(description: &Self, command: u32, argument: usize) -> Result<isize> {
-        match Ioctl::decode(command, argument as u64).map_err(errno)? {
+        let call = Ioctl::decode(command, argument as u64).map_err(errno)?;
+        if !matches!(call, Ioctl::WaitWatchers(_)) {
+            restarted_wait::forget();
+        }
+        match call {
             Ioctl::CountOutdatedWatchers => {
                 let count = description.instance.registry.lock().outdated_watchers();
                 // A system call returns an int.
                 return Ok(i32::try_from(count).unwrap_or(i32::MAX) as isize);
             }
-            Ioctl::WaitWatchers(timeout) => description.wait(timeout).map_err(errno)?,
+            Ioctl::WaitWatchers(timeout) => description.wait(timeout)?,
             Ioctl::SetTracking(tracked) => {
                 let wake = description
                     .update(|registry, watcher| registry.set_tracking(watcher, tracked))

@@ -22,7 +22,8 @@ pub(crate) use abi::{
     Access,
     Ioctl,
     Mapping,
-    Node, //
+    Node,
+    PageWord, //
 };
 pub(crate) use error::Error;
 pub(crate) use generation::{

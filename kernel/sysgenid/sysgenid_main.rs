@@ -6,8 +6,8 @@
 //! or rolled back to a snapshot, so that programs can throw away what must not be used twice, and
 //! operators can wait until all of them have. The contract is in `docs/sysgenid.rst`.
 //!
-//! This module knows no hardware. Backends call the exported `sysgenid_bump_generation()`, and
-//! privileged programs may trigger a change by ioctl.
+//! This module knows no hardware. Backends register themselves and call the exported
+//! `sysgenid_bump_generation()`, and privileged programs may trigger a change by ioctl.
 //!
 //! Limits: there is one instance, that of the machine; containers have none of their own.
 
@@ -27,14 +27,14 @@ use uevent::Uevents;
 
 #[path = "../support/capability.rs"]
 mod capability;
-#[path = "../support/counter_page.rs"]
-mod counter_page;
 mod instance;
 #[path = "../support/miscdevice.rs"]
 mod miscdevice;
 mod node;
 #[path = "../support/published.rs"]
 mod published;
+#[path = "../support/restarted_wait.rs"]
+mod restarted_wait;
 mod sysgenid_core;
 #[path = "../support/timed_wait_queue.rs"]
 mod timed_wait_queue;
@@ -42,6 +42,8 @@ mod timed_wait_queue;
 mod uevent;
 #[path = "../support/vma.rs"]
 mod vma;
+#[path = "../support/word_page.rs"]
+mod word_page;
 
 module! {
     type: Sysgenid,
@@ -69,6 +71,25 @@ static INSTANCE: Published<Instance> = Published::new();
 pub extern "C" fn sysgenid_bump_generation() {
     if let Some(instance) = INSTANCE.get() {
         instance.bump();
+    }
+}
+
+/// From now on something notices restores, which the page says to every program at once.
+///
+/// For backends, once they can notice one. Each call is to be taken back by one of
+/// `sysgenid_unregister_backend()`. Process context.
+#[no_mangle]
+pub extern "C" fn sysgenid_register_backend() {
+    if let Some(instance) = INSTANCE.get() {
+        instance.add_backend();
+    }
+}
+
+/// Takes a call of `sysgenid_register_backend()` back. Process context.
+#[no_mangle]
+pub extern "C" fn sysgenid_unregister_backend() {
+    if let Some(instance) = INSTANCE.get() {
+        instance.remove_backend();
     }
 }
 

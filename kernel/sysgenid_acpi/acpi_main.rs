@@ -18,6 +18,7 @@ use acpi_device::{
     NotifyHandler, //
 };
 use firmware_memory::FirmwareMemory;
+use generation::Backend;
 use kernel::{
     acpi,
     device::{
@@ -85,6 +86,27 @@ impl Notify for VmGenerationId {
     }
 }
 
+/// A device that is listened to.
+#[pin_data]
+struct Listener<'bound> {
+    // The order is that of unbinding.
+    _backend: Backend,
+    #[pin]
+    handler: NotifyHandler<'bound, VmGenerationId>,
+}
+
+impl<'bound> Listener<'bound> {
+    fn new(
+        companion: AcpiDevice<'bound>,
+        firmware: FirmwareMemory<GUID_SIZE>,
+    ) -> impl PinInit<Self, Error> + use<'bound> {
+        try_pin_init!(Self {
+            handler <- NotifyHandler::new(companion, VmGenerationId::new(firmware)),
+            _backend: Backend::register(),
+        })
+    }
+}
+
 struct AcpiDriver;
 
 acpi_id_table!(
@@ -98,7 +120,7 @@ acpi_id_table!(
 
 impl platform::Driver for AcpiDriver {
     type IdInfo = ();
-    type Data<'bound> = NotifyHandler<'bound, VmGenerationId>;
+    type Data<'bound> = Listener<'bound>;
 
     const ACPI_ID_TABLE: Option<acpi::IdTable<Self::IdInfo>> = Some(&ACPI_TABLE);
 
@@ -116,7 +138,7 @@ impl platform::Driver for AcpiDriver {
                 );
                 EINVAL
             })?;
-            Ok(NotifyHandler::new(companion, VmGenerationId::new(guid)))
+            Ok(Listener::new(companion, guid))
         })
     }
 }

@@ -6,6 +6,7 @@
 //! and then calls a notifier chain. This bumps the generation from there, so it works beside that
 //! driver whatever the hardware is.
 
+use generation::Backend;
 use kernel::prelude::*;
 use vmfork_notifier::{
     VmFork,
@@ -34,13 +35,17 @@ impl VmFork for BumpGeneration {
 }
 
 struct SysgenidVmfork {
+    // The order is that of unloading.
+    _backend: Backend,
     _notifier: Pin<KBox<VmForkNotifier<BumpGeneration>>>,
 }
 
 impl kernel::Module for SysgenidVmfork {
     fn init(_module: &'static ThisModule) -> Result<Self> {
+        let notifier = KBox::pin_init(VmForkNotifier::new(), GFP_KERNEL)?;
         Ok(Self {
-            _notifier: KBox::pin_init(VmForkNotifier::new(), GFP_KERNEL)?,
+            _backend: Backend::register(),
+            _notifier: notifier,
         })
     }
 }

@@ -27,6 +27,12 @@ pub(crate) const WAITS: [(&str, u32); 2] = [
     ("SYSGENID_WAIT_WATCHERS", SYSGENID_WAIT_WATCHERS),
 ];
 
+/// In the second 4 bytes of the page: it will show the next change.
+pub(crate) const PAGE_LIVE: u32 = 1;
+
+/// In the second 4 bytes of the page: something notices restores without being told.
+pub(crate) const PAGE_NOTICED: u32 = 2;
+
 /// The fields of `/proc/PID/fdinfo/FD`, in their order.
 pub(crate) const FDINFO_FIELDS: [&str; 4] = ["generation", "acknowledged", "tracked", "outdated"];
 
@@ -42,7 +48,7 @@ pub(crate) const UEVENT_VARIABLE: &str = "SYSGENID_GENERATION";
 /// Which of the two nodes a node is. They differ in what a new watcher is, and in who may open them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Kind {
-    /// A new watcher is tracked.
+    /// A new watcher is tracked, if it is open for writing.
     Vmgenid,
     /// A new watcher is not tracked until it asks.
     Sysgenid,
@@ -80,7 +86,7 @@ impl Kind {
         }
     }
 
-    /// Whether a new watcher is tracked.
+    /// Whether a new watcher that is open for writing is tracked. No other is.
     pub(crate) fn tracks_new_watchers(self) -> bool {
         self == Kind::Vmgenid
     }
@@ -105,6 +111,8 @@ pub(crate) fn successor(generation: u32, minimum: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use sysgenid_core::Access;
+
     use super::*;
 
     #[test]
@@ -126,6 +134,8 @@ mod tests {
             SYSGENID_TRIGGER_GEN_UPDATE,
             abi::SYSGENID_TRIGGER_GEN_UPDATE
         );
+        assert_eq!(PAGE_LIVE, abi::PAGE_LIVE);
+        assert_eq!(PAGE_NOTICED, abi::PAGE_NOTICED);
         assert_eq!(FDINFO_FIELDS, abi::FDINFO_FIELDS);
         assert_eq!(FDINFO_TIMES, abi::FDINFO_TIMES);
         assert_eq!(FDINFO_TIMES_KEPT, abi::FDINFO_TIMES_KEPT);
@@ -139,7 +149,9 @@ mod tests {
             (Kind::Sysgenid, sysgenid_core::Node::Sysgenid),
         ] {
             assert_eq!(kind.name(), node.name());
-            assert_eq!(kind.tracks_new_watchers(), node.tracks_new_watchers());
+            let tracks = node.tracks_new_watchers(Access::ReadWrite);
+            assert_eq!(kind.tracks_new_watchers(), tracks);
+            assert!(!node.tracks_new_watchers(Access::ReadOnly));
             assert_eq!(kind.default_mode(), u32::from(node.default_mode()));
         }
     }

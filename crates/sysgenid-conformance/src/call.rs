@@ -111,9 +111,21 @@ pub(crate) fn wait_until_process_blocks(process: Pid, what: &str) -> Outcome {
         if sleeps_in_a_call(process, process) {
             return Ok(());
         }
+        if has_ended(process) {
+            return fail(format!("{what} returned, but it must block"));
+        }
         look_again_soon();
     }
     fail(format!("{what} did not block within {PATIENCE:?}"))
+}
+
+/// Whether a process has ended, and nobody has taken note of it yet.
+fn has_ended(process: Pid) -> bool {
+    let stat = format!("/proc/{}/stat", process.as_raw_nonzero());
+    std::fs::read_to_string(stat).is_ok_and(|stat| {
+        stat.rsplit_once(") ")
+            .is_some_and(|(_, state)| state.starts_with('Z'))
+    })
 }
 
 /// Looks at a thread from outside: does it sleep in a system call, other than one of the thread

@@ -14,6 +14,7 @@
 mod abi;
 mod call;
 mod cases;
+mod cgroup;
 mod node;
 mod outcome;
 mod process;

@@ -150,10 +150,11 @@ impl Watcher {
         }
     }
 
-    /// What `poll` says at once, of the events that mean that there is something to read, or that
-    /// something is wrong.
+    /// What `poll` says at once, of the events that mean that there is something to read or that a
+    /// write does not block, or that something is wrong.
     pub(crate) fn events(&self) -> Result<PollFlags, Errno> {
-        let asked = PollFlags::IN | PollFlags::RDNORM | PollFlags::PRI;
+        let asked =
+            PollFlags::IN | PollFlags::RDNORM | PollFlags::OUT | PollFlags::WRNORM | PollFlags::PRI;
         let mut polled = [PollFd::new(&self.fd, asked)];
         poll(&mut polled, Some(&Timespec::default()))?;
         Ok(polled[0].revents())

@@ -5,7 +5,7 @@
 use std::ffi::c_int;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
@@ -100,6 +100,32 @@ pub(crate) fn signal_thread(thread: Pid) -> Result<(), Errno> {
     }
 }
 
+/// Attaches to a child as a debugger does, and stops it. The calling thread is its debugger.
+pub(crate) fn attach_and_stop(child: Pid) -> Result<(), Errno> {
+    trace(libc::PTRACE_SEIZE, child)?;
+    trace(libc::PTRACE_INTERRUPT, child)
+}
+
+/// Lets a child go on that [`attach_and_stop`] has stopped, and leaves it alone.
+pub(crate) fn detach(child: Pid) -> Result<(), Errno> {
+    trace(libc::PTRACE_DETACH, child)
+}
+
+/// A request of ptrace that needs no more than to know whom it is about.
+fn trace(request: libc::c_uint, child: Pid) -> Result<(), Errno> {
+    let nothing = ptr::null_mut::<libc::c_void>();
+    // The C libraries do not agree on the type of the request.
+    #[allow(clippy::useless_conversion, clippy::unnecessary_cast)]
+    let request = request as _;
+    // SAFETY: none of the requests that are made here touches this process's memory.
+    let returned = unsafe { libc::ptrace(request, child.as_raw_nonzero().get(), nothing, nothing) };
+    if returned == 0 {
+        Ok(())
+    } else {
+        Err(last_error())
+    }
+}
+
 /// Makes this process, which must have one thread, the user and group `id` and nothing else.
 pub(crate) fn become_user(id: u32) -> Result<(), Errno> {
     // SAFETY: with a size of 0 the list is not read; the other calls take numbers only.
@@ -150,6 +176,19 @@ impl Mapping {
         // SAFETY: the mapping is at least 4 bytes long, aligned to a page, and lives as long as
         // `self`. The kernel changes the word as a whole.
         let word = unsafe { AtomicU32::from_ptr(self.start.as_ptr().cast()) };
+        word.load(Ordering::Acquire)
+    }
+
+    /// What the first 8 bytes say, in one load.
+    ///
+    /// # Panics
+    ///
+    /// If the mapping is shorter than that.
+    pub(crate) fn word(&self) -> u64 {
+        assert!(self.length >= 8, "the mapping is too short");
+        // SAFETY: the mapping is at least 8 bytes long, aligned to a page, and lives as long as
+        // `self`. The kernel changes the word as a whole.
+        let word = unsafe { AtomicU64::from_ptr(self.start.as_ptr().cast()) };
         word.load(Ordering::Acquire)
     }
 

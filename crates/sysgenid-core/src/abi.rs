@@ -10,8 +10,21 @@ use super::{Error, Generation, Timeout};
 /// The size of what `read` returns and `write` takes, in bytes: one native-endian `u32`.
 pub const GENERATION_SIZE: usize = 4;
 
-/// Where the live generation is in the mapped page, in bytes from its start. The rest is zero.
+/// Where the live generation is in the mapped page, in bytes from its start: a native-endian `u32`.
 pub const PAGE_GENERATION_OFFSET: usize = 0;
+
+/// Where the flags of the page are, in bytes from its start: a native-endian `u32`. What follows them is
+/// zero.
+pub const PAGE_FLAGS_OFFSET: usize = 4;
+
+/// The size of what is stored at once: generation and flags, in bytes.
+pub const PAGE_WORD_SIZE: usize = 8;
+
+/// Set in the flags while the page will show the next change.
+pub const PAGE_LIVE: u32 = 1 << 0;
+
+/// Set in the flags while something on this machine notices restores without being told.
+pub const PAGE_NOTICED: u32 = 1 << 1;
 
 /// The ioctl type of the family from the 2020 proposal.
 pub const VMGENID_IOCTL_TYPE: u8 = 0x2d;
@@ -37,6 +50,12 @@ pub const SYSGENID_WAIT_WATCHERS: u32 = io(SYSGENID_IOCTL_TYPE, 2);
 
 /// Bumps the generation to at least the argument.
 pub const SYSGENID_TRIGGER_GEN_UPDATE: u32 = io(SYSGENID_IOCTL_TYPE, 3);
+
+/// What `poll` reports of every watcher: `EPOLLOUT | EPOLLWRNORM`, because a write never blocks.
+pub const POLL_WRITABLE: u32 = 0x104;
+
+/// What `poll` reports besides of an outdated watcher: `EPOLLIN | EPOLLRDNORM`.
+pub const POLL_READABLE: u32 = 0x41;
 
 /// The field names of `/proc/PID/fdinfo/FD`, in their order: the current generation, the one that
 /// the watcher acknowledged, whether it is tracked, and whether it is outdated (0 or 1).
@@ -73,7 +92,7 @@ const fn io(kind: u8, number: u8) -> u32 {
 /// The two nodes. They share one generation and accept the same calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Node {
-    /// `/dev/vmgenid`, faithful to the 2020 proposal: whoever opens it counts.
+    /// `/dev/vmgenid`, faithful to the 2020 proposal: whoever opens it for writing counts.
     Vmgenid,
     /// `/dev/sysgenid`, faithful to its last revisions: whoever opens it counts once it asks to.
     Sysgenid,
@@ -96,9 +115,10 @@ impl Node {
         }
     }
 
-    /// Whether a new watcher is tracked.
-    pub const fn tracks_new_watchers(self) -> bool {
-        matches!(self, Node::Vmgenid)
+    /// Whether a new watcher is tracked that was opened for `access`. One that cannot write could never
+    /// acknowledge, and everybody would wait for it.
+    pub const fn tracks_new_watchers(self, access: Access) -> bool {
+        matches!((self, access), (Node::Vmgenid, Access::ReadWrite))
     }
 }
 
@@ -109,6 +129,40 @@ pub enum Access {
     ReadOnly,
     /// It can write, and may or may not read.
     ReadWrite,
+}
+
+/// What the first 8 bytes of a mapped page say. They are stored at once, so whoever loads them at once
+/// sees a generation and the flags that were true with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PageWord {
+    /// The generation.
+    pub generation: Generation,
+    /// [`PAGE_LIVE`]: this page will show the next change.
+    pub live: bool,
+    /// [`PAGE_NOTICED`]: something on this machine notices restores without being told.
+    pub noticed: bool,
+}
+
+impl PageWord {
+    /// The word to store, in the machine's own order of bytes: generation first, flags second.
+    pub const fn to_word(self) -> u64 {
+        let live = if self.live { PAGE_LIVE } else { 0 };
+        let noticed = if self.noticed { PAGE_NOTICED } else { 0 };
+        let [a, b, c, d] = self.generation.to_ne_bytes();
+        let [e, f, g, h] = (live | noticed).to_ne_bytes();
+        u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+    }
+
+    /// Reads what [`to_word`](Self::to_word) made. Flags that are not known are passed over.
+    pub const fn from_word(word: u64) -> Self {
+        let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
+        let flags = u32::from_ne_bytes([e, f, g, h]);
+        Self {
+            generation: Generation::from_ne_bytes([a, b, c, d]),
+            live: flags & PAGE_LIVE != 0,
+            noticed: flags & PAGE_NOTICED != 0,
+        }
+    }
 }
 
 /// A decoded ioctl.
@@ -184,5 +238,67 @@ pub(super) fn minimum_from_argument(argument: u64) -> Result<Generation, Error> 
     match u32::try_from(argument) {
         Ok(minimum) => Ok(Generation::new(minimum)),
         Err(_) => Err(Error::Invalid),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FLAGS: [(bool, bool); 4] = [(false, false), (false, true), (true, false), (true, true)];
+
+    #[test]
+    fn a_page_word_comes_back_as_it_went() {
+        for number in [0, 1, 0x0102_0304, u32::MAX] {
+            for (live, noticed) in FLAGS {
+                let said = PageWord {
+                    generation: Generation::new(number),
+                    live,
+                    noticed,
+                };
+                assert_eq!(PageWord::from_word(said.to_word()), said);
+            }
+        }
+    }
+
+    #[test]
+    fn generation_and_flags_are_where_the_contract_has_them() {
+        for (live, noticed) in FLAGS {
+            let word = PageWord {
+                generation: Generation::new(0x0102_0304),
+                live,
+                noticed,
+            };
+            let bytes = word.to_word().to_ne_bytes();
+            assert_eq!(bytes.len(), PAGE_WORD_SIZE);
+            let number = &bytes[PAGE_GENERATION_OFFSET..][..GENERATION_SIZE];
+            assert_eq!(number, 0x0102_0304_u32.to_ne_bytes());
+            let flags = u32::from(live) | u32::from(noticed) << 1;
+            assert_eq!(&bytes[PAGE_FLAGS_OFFSET..], flags.to_ne_bytes());
+        }
+    }
+
+    #[test]
+    fn flags_that_are_not_known_are_passed_over() {
+        let word = u64::from_ne_bytes([7, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+        let said = PageWord::from_word(word);
+        assert!(said.live && said.noticed);
+        let none = u64::from_ne_bytes([0; 8]);
+        assert_eq!(PageWord::from_word(none), PageWord::default());
+    }
+
+    #[test]
+    fn only_who_can_write_is_tracked_and_only_on_vmgenid() {
+        assert!(Node::Vmgenid.tracks_new_watchers(Access::ReadWrite));
+        assert!(!Node::Vmgenid.tracks_new_watchers(Access::ReadOnly));
+        assert!(!Node::Sysgenid.tracks_new_watchers(Access::ReadWrite));
+        assert!(!Node::Sysgenid.tracks_new_watchers(Access::ReadOnly));
+    }
+
+    #[test]
+    fn the_events_of_poll_are_those_of_the_kernel() {
+        // EPOLLIN | EPOLLRDNORM and EPOLLOUT | EPOLLWRNORM of <linux/eventpoll.h>.
+        assert_eq!(POLL_READABLE, 0x001 | 0x040);
+        assert_eq!(POLL_WRITABLE, 0x004 | 0x100);
     }
 }

@@ -19,12 +19,12 @@
 //!
 //! let mut registry = Registry::new();
 //! let mut watcher = registry.open(Node::Vmgenid, Access::ReadWrite);
-//! assert_eq!(registry.read(&watcher, 4, Patience::Sleep), Ok(Read::Sleep));
+//! assert_eq!(registry.read(&mut watcher, 4, Patience::Sleep), Ok(Read::Sleep));
 //!
 //! // A backend notices that the machine was restored.
 //! let change = registry.bump();
 //! assert_eq!(registry.outdated_watchers(), 1);
-//! assert_eq!(registry.read(&watcher, 4, Patience::Sleep), Ok(Read::Generation(change.generation)));
+//! assert_eq!(registry.read(&mut watcher, 4, Patience::Sleep), Ok(Read::Generation(change.generation)));
 //!
 //! // The program has rebuilt its secrets and says so.
 //! registry.write(&mut watcher, &change.generation.to_ne_bytes()).unwrap();
@@ -47,9 +47,11 @@ mod history;
 mod registry;
 mod timeout;
 
-pub use abi::{Access, Ioctl, Mapping, Node};
+pub use abi::{Access, Ioctl, Mapping, Node, PageWord};
 pub use error::Error;
 pub use generation::{Epoch, Generation};
 pub use history::History;
-pub use registry::{Change, Patience, Read, Registry, Wait, Wake, Watcher, WatcherRecord};
+pub use registry::{
+    Change, LastRead, Patience, Read, Registry, Wait, Wake, Watcher, WatcherRecord,
+};
 pub use timeout::Timeout;

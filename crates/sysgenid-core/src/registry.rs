@@ -32,8 +32,21 @@ pub struct Registry {
 pub struct Watcher {
     acknowledged: Epoch,
     acknowledged_generation: Generation,
+    last_read: Option<LastRead>,
     tracked: bool,
     access: Access,
+}
+
+/// What a watcher's last read returned, until it acknowledges.
+///
+/// The number alone does not tell which change it is about: the generation may have jumped away and come
+/// back to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LastRead {
+    /// The identity of the change.
+    pub epoch: Epoch,
+    /// The generation of that change, which is what the program saw.
+    pub generation: Generation,
 }
 
 /// All that there is to know of a watcher, for a front end that keeps it in storage of its own and goes
@@ -44,6 +57,8 @@ pub struct WatcherRecord {
     pub acknowledged: Epoch,
     /// The generation of that change, as programs see it.
     pub acknowledged_generation: Generation,
+    /// What its last read returned, if it has not acknowledged since.
+    pub last_read: Option<LastRead>,
     /// Whether it counts when others wait for everyone.
     pub tracked: bool,
     /// What it was opened for.
@@ -129,6 +144,7 @@ impl Registry {
         let watcher = Watcher {
             acknowledged: record.acknowledged,
             acknowledged_generation: record.acknowledged_generation,
+            last_read: record.last_read,
             tracked: record.tracked,
             access: record.access,
         };
@@ -168,13 +184,14 @@ impl Registry {
 
     /// Adds a watcher whose acknowledged generation is the current one.
     pub fn open(&mut self, node: Node, access: Access) -> Watcher {
-        let tracked = node.tracks_new_watchers();
+        let tracked = node.tracks_new_watchers(access);
         if tracked {
             self.tracked += 1;
         }
         Watcher {
             acknowledged: self.epoch,
             acknowledged_generation: self.generation,
+            last_read: None,
             tracked,
             access,
         }
@@ -185,7 +202,7 @@ impl Registry {
         self.stop_tracking(watcher)
     }
 
-    /// What a `read` of `length` bytes does.
+    /// What a `read` of `length` bytes does. The watcher remembers which change it was told of.
     ///
     /// # Errors
     ///
@@ -193,7 +210,7 @@ impl Registry {
     /// caller that must not sleep, [`Error::Restart`] for one with a signal pending.
     pub fn read(
         &self,
-        watcher: &Watcher,
+        watcher: &mut Watcher,
         length: usize,
         patience: Patience,
     ) -> Result<Read, Error> {
@@ -204,6 +221,10 @@ impl Registry {
             return Err(Error::Invalid);
         }
         if self.is_outdated(watcher) {
+            watcher.last_read = Some(LastRead {
+                epoch: self.epoch,
+                generation: self.generation,
+            });
             return Ok(Read::Generation(self.generation));
         }
         match patience {
@@ -217,11 +238,19 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`], and nothing changes, for anything but the 4 bytes of the current
-    /// generation.
+    /// [`Error::Invalid`], and the watcher stays outdated, for anything but the 4 bytes of the current
+    /// generation; also if they are what the watcher's last read returned, and the generation has gone
+    /// elsewhere and come back since: it has not seen those changes. It then has to look again, by whatever
+    /// way, and the same bytes are good.
     pub fn write(&mut self, watcher: &mut Watcher, bytes: &[u8]) -> Result<Wake, Error> {
         let bytes = bytes.try_into().map_err(|_| Error::Invalid)?;
         if Generation::from_ne_bytes(bytes) != self.generation {
+            return Err(Error::Invalid);
+        }
+        let last_read = watcher.last_read.take();
+        if last_read
+            .is_some_and(|read| read.generation == self.generation && read.epoch != self.epoch)
+        {
             return Err(Error::Invalid);
         }
         let was_counted = watcher.tracked && self.is_outdated(watcher);
@@ -234,9 +263,13 @@ impl Registry {
         })
     }
 
-    /// Whether `poll` reports the watcher as readable.
-    pub fn poll(&self, watcher: &Watcher) -> bool {
-        self.is_outdated(watcher)
+    /// The events that `poll` reports of the watcher, as `EPOLL…` bits.
+    pub fn poll(&self, watcher: &Watcher) -> u32 {
+        if self.is_outdated(watcher) {
+            abi::POLL_WRITABLE | abi::POLL_READABLE
+        } else {
+            abi::POLL_WRITABLE
+        }
     }
 
     /// What a wait for all tracked watchers does.
@@ -358,6 +391,7 @@ impl Watcher {
         WatcherRecord {
             acknowledged: self.acknowledged,
             acknowledged_generation: self.acknowledged_generation,
+            last_read: self.last_read,
             tracked: self.tracked,
             access: self.access,
         }

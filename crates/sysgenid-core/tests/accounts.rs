@@ -8,7 +8,7 @@
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 use sysgenid_core::{
-    Access, Epoch, Error, Generation, Node, Patience, Read, Registry, Wait, Wake, Watcher,
+    abi, Access, Epoch, Error, Generation, Node, Patience, Read, Registry, Wait, Wake, Watcher,
 };
 
 /// One call on one node.
@@ -26,6 +26,14 @@ enum Call {
         which: usize,
         distance: u32,
     },
+    /// Reads the generation, if there is something to read.
+    Read {
+        which: usize,
+    },
+    /// Writes what it read last, as a program does.
+    WriteWhatWasRead {
+        which: usize,
+    },
     SetTracking {
         which: usize,
         tracked: bool,
@@ -34,6 +42,8 @@ enum Call {
     Trigger {
         minimum: Minimum,
     },
+    /// Two triggers, all around the circle, back to the current number.
+    Circle,
 }
 
 /// The minimum of a trigger, where it matters.
@@ -60,6 +70,9 @@ fn call() -> impl Strategy<Value = Call> {
         2 => which.clone().prop_map(|which| Call::Close { which }),
         4 => (which.clone(), prop_oneof![4 => Just(0), 1 => any::<u32>()])
             .prop_map(|(which, distance)| Call::Write { which, distance }),
+        3 => which.clone().prop_map(|which| Call::Read { which }),
+        3 => which.clone().prop_map(|which| Call::WriteWhatWasRead { which }),
+        2 => Just(Call::Circle),
         4 => (which, any::<bool>())
             .prop_map(|(which, tracked)| Call::SetTracking { which, tracked }),
         3 => Just(Call::Bump),
@@ -76,6 +89,8 @@ struct Modelled {
     writable: bool,
     /// How many changes there were when the first happened that it has missed since.
     missed: Option<u64>,
+    /// What it read last, and how many changes there were then; until it has written that.
+    read: Option<(u32, u64)>,
 }
 
 /// The model: everything is a list, every count is a walk, a change marks everybody.
@@ -171,9 +186,10 @@ impl World {
                 self.model.watchers.push(Modelled {
                     acknowledged: true,
                     acknowledged_number: self.model.number,
-                    tracked: vmgenid,
+                    tracked: vmgenid && writable,
                     writable,
                     missed: None,
+                    read: None,
                 });
             }
             Call::Bump => {
@@ -208,18 +224,33 @@ impl World {
                 self.compare_wake(before, wake);
             }
             Call::Write { which, distance } if which < count => {
-                let number = self.model.number.wrapping_add(distance);
+                self.write(which, self.model.number.wrapping_add(distance));
+            }
+            Call::WriteWhatWasRead { which } if which < count => {
+                if let Some((number, _)) = self.model.watchers[which].read {
+                    self.write(which, number);
+                }
+            }
+            Call::Read { which } if which < count => {
                 let answer = self
                     .registry
-                    .write(&mut self.watchers[which], &number.to_ne_bytes());
-                if distance == 0 {
-                    let watcher = &mut self.model.watchers[which];
-                    watcher.acknowledged = true;
-                    watcher.acknowledged_number = number;
-                    watcher.missed = None;
-                    self.compare_wake(before, answer.unwrap());
+                    .read(&mut self.watchers[which], 4, Patience::None);
+                let watcher = &mut self.model.watchers[which];
+                if watcher.acknowledged {
+                    assert_eq!(answer, Err(Error::WouldBlock));
                 } else {
-                    assert_eq!(answer, Err(Error::Invalid));
+                    watcher.read = Some((self.model.number, self.model.changes));
+                    let generation = Generation::new(self.model.number);
+                    assert_eq!(answer, Ok(Read::Generation(generation)));
+                }
+            }
+            Call::Circle if self.model.number > 1 => {
+                for number in [u32::MAX, self.model.number] {
+                    // A minimum of the last number at the last number is the first.
+                    let expected = self.model.next(number);
+                    self.model.change_to(expected);
+                    let change = self.registry.trigger(true, u64::from(number)).unwrap();
+                    assert_eq!(change.generation, Generation::new(expected));
                 }
             }
             Call::SetTracking { which, tracked } if which < count => {
@@ -234,10 +265,38 @@ impl World {
                     self.compare_wake(before, answer.unwrap());
                 }
             }
-            Call::Close { .. } | Call::Write { .. } | Call::SetTracking { .. } => {}
+            Call::Close { .. }
+            | Call::Write { .. }
+            | Call::WriteWhatWasRead { .. }
+            | Call::Read { .. }
+            | Call::Circle
+            | Call::SetTracking { .. } => {}
         }
         self.compare();
         self.compare_with_successor();
+    }
+
+    /// Writes a number. It counts if it is the current one, unless the watcher was told it before a
+    /// change that it has not been told of.
+    fn write(&mut self, which: usize, number: u32) {
+        let before = self.model.outdated();
+        let answer = self
+            .registry
+            .write(&mut self.watchers[which], &number.to_ne_bytes());
+        if number != self.model.number {
+            assert_eq!(answer, Err(Error::Invalid));
+            return;
+        }
+        let watcher = &mut self.model.watchers[which];
+        let missed_since = |(told, changes)| told == number && changes != self.model.changes;
+        if watcher.read.take().is_some_and(missed_since) {
+            assert_eq!(answer, Err(Error::Invalid));
+            return;
+        }
+        watcher.acknowledged = true;
+        watcher.acknowledged_number = number;
+        watcher.missed = None;
+        self.compare_wake(before, answer.unwrap());
     }
 
     /// A front end that stops at any point, and goes on from what it kept, goes on with the same
@@ -270,11 +329,18 @@ impl World {
             assert_eq!(watcher.is_tracked(), modelled.tracked);
             assert_eq!(watcher.acknowledged().get(), modelled.acknowledged_number);
             assert_eq!(self.registry.is_outdated(watcher), !current);
-            assert_eq!(self.registry.poll(watcher), !current);
+            let events = if current {
+                abi::POLL_WRITABLE
+            } else {
+                abi::POLL_WRITABLE | abi::POLL_READABLE
+            };
+            assert_eq!(self.registry.poll(watcher), events);
             let missed = watcher.record().first_missed(self.registry.epoch());
             assert_eq!(missed.map(Epoch::get), modelled.missed);
 
-            let read = |length, patience| self.registry.read(watcher, length, patience);
+            // By a copy, so that these looks are none that the watcher remembers.
+            let read =
+                |length, patience| self.registry.read(&mut watcher.clone(), length, patience);
             assert_eq!(read(0, Patience::None), Ok(Read::Empty));
             assert_eq!(read(3, Patience::Sleep), Err(Error::Invalid));
             let generation = Ok(Read::Generation(self.registry.generation()));
@@ -336,7 +402,7 @@ proptest! {
             let _ = registry.trigger(true, u64::from(u32::MAX)).unwrap();
             let _ = registry.trigger(true, again).unwrap();
             prop_assert!(registry.is_outdated(&watcher));
-            prop_assert!(registry.poll(&watcher));
+            prop_assert!(registry.poll(&watcher) & abi::POLL_READABLE != 0);
             prop_assert_eq!(registry.outdated_watchers(), 1);
         }
         let _ = registry.close(&mut watcher);
@@ -374,4 +440,88 @@ fn a_write_of_the_wrong_size_changes_nothing() {
         assert_eq!(registry.write(&mut watcher, bytes), Err(Error::Invalid));
     }
     assert_eq!(registry.outdated_watchers(), 1);
+}
+
+/// A registry in which a watcher has read a number, and missed changes that led back to it.
+fn read_before_a_circle() -> (Registry, Watcher, u32) {
+    let number = 5;
+    let mut registry = Registry::new();
+    let mut watcher = registry.open(Node::Vmgenid, Access::ReadWrite);
+    let _ = registry.trigger(true, u64::from(number)).unwrap();
+    let told = Ok(Read::Generation(Generation::new(number)));
+    assert_eq!(registry.read(&mut watcher, 4, Patience::None), told);
+    let _ = registry.trigger(true, u64::from(u32::MAX)).unwrap();
+    let _ = registry.trigger(true, u64::from(number)).unwrap();
+    assert_eq!(registry.generation(), Generation::new(number));
+    (registry, watcher, number)
+}
+
+#[test]
+fn a_number_that_was_read_before_a_circle_is_refused_once() {
+    let (mut registry, mut watcher, number) = read_before_a_circle();
+    let stale = registry.write(&mut watcher, &number.to_ne_bytes());
+    assert_eq!(stale, Err(Error::Invalid));
+    assert!(registry.is_outdated(&watcher));
+    assert_eq!(registry.outdated_watchers(), 1);
+    // The program has been told that what it knew is old. What it writes now it has looked up again.
+    let again = registry.write(&mut watcher, &number.to_ne_bytes());
+    assert_eq!(again, Ok(Wake::Waiters));
+    assert!(!registry.is_outdated(&watcher));
+}
+
+#[test]
+fn a_number_that_was_read_again_after_a_circle_counts() {
+    let (mut registry, mut watcher, number) = read_before_a_circle();
+    let told = Ok(Read::Generation(Generation::new(number)));
+    assert_eq!(registry.read(&mut watcher, 4, Patience::None), told);
+    let answer = registry.write(&mut watcher, &number.to_ne_bytes());
+    assert_eq!(answer, Ok(Wake::Waiters));
+}
+
+#[test]
+fn a_refused_number_leaves_what_was_read_as_it_is() {
+    let (mut registry, mut watcher, number) = read_before_a_circle();
+    for wrong in [number + 1, number - 1, 0, u32::MAX] {
+        let answer = registry.write(&mut watcher, &wrong.to_ne_bytes());
+        assert_eq!(answer, Err(Error::Invalid));
+    }
+    assert_eq!(registry.write(&mut watcher, &[]), Err(Error::Invalid));
+    let stale = registry.write(&mut watcher, &number.to_ne_bytes());
+    assert_eq!(stale, Err(Error::Invalid));
+}
+
+#[test]
+fn a_number_that_was_never_read_counts_even_after_a_circle() {
+    let mut registry = Registry::new();
+    let _ = registry.trigger(true, 5).unwrap();
+    let mut watcher = registry.open(Node::Vmgenid, Access::ReadWrite);
+    let _ = registry.trigger(true, u64::from(u32::MAX)).unwrap();
+    let _ = registry.trigger(true, 5).unwrap();
+    // It has it from the page.
+    let answer = registry.write(&mut watcher, &5_u32.to_ne_bytes());
+    assert_eq!(answer, Ok(Wake::Waiters));
+}
+
+#[test]
+fn a_number_learnt_elsewhere_counts_after_an_old_read_of_another() {
+    let mut registry = Registry::new();
+    let mut watcher = registry.open(Node::Vmgenid, Access::ReadWrite);
+    let _ = registry.bump();
+    let told = Ok(Read::Generation(Generation::new(1)));
+    assert_eq!(registry.read(&mut watcher, 4, Patience::None), told);
+    let _ = registry.bump();
+    let answer = registry.write(&mut watcher, &2_u32.to_ne_bytes());
+    assert_eq!(answer, Ok(Wake::Waiters));
+}
+
+#[test]
+fn nobody_waits_for_a_watcher_that_cannot_write() {
+    for node in [Node::Vmgenid, Node::Sysgenid] {
+        let mut registry = Registry::new();
+        let watcher = registry.open(node, Access::ReadOnly);
+        assert!(!watcher.is_tracked());
+        let _ = registry.bump();
+        assert!(registry.is_outdated(&watcher));
+        assert_eq!(registry.outdated_watchers(), 0);
+    }
 }

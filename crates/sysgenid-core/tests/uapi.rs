@@ -11,8 +11,16 @@ use std::process::Command;
 use sysgenid_core::abi;
 
 /// Every macro of the uapi headers whose value is an ABI number, with the core's constant for it.
-const NUMBERS: [(&str, u32); 8] = [
+#[allow(clippy::cast_possible_truncation)] // A page is not that long.
+const NUMBERS: [(&str, u32); 12] = [
     ("SYSGENID_IOCTL_TYPE", abi::SYSGENID_IOCTL_TYPE as u32),
+    ("SYSGENID_PAGE_FLAGS_OFFSET", abi::PAGE_FLAGS_OFFSET as u32),
+    (
+        "SYSGENID_PAGE_GENERATION_OFFSET",
+        abi::PAGE_GENERATION_OFFSET as u32,
+    ),
+    ("SYSGENID_PAGE_LIVE", abi::PAGE_LIVE),
+    ("SYSGENID_PAGE_NOTICED", abi::PAGE_NOTICED),
     (
         "SYSGENID_SET_WATCHER_TRACKING",
         abi::SYSGENID_SET_WATCHER_TRACKING,

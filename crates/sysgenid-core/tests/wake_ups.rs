@@ -117,9 +117,9 @@ struct World;
 impl World {
     /// Asks the registry on behalf of a thread, and judges the answer by the facts.
     fn look(state: &mut State, who: usize, sleep: Sleep, patience: Patience) {
-        let watcher = &state.watchers[who];
         let stale = !state.acknowledged[who];
         let settled = state.outdated() == 0;
+        let watcher = &mut state.watchers[who];
         let sleeps = patience == Patience::Sleep;
         let (justified, goes_on) = match sleep {
             Sleep::Reading => match state.registry.read(watcher, 4, patience) {

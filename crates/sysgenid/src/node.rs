@@ -91,7 +91,7 @@ impl Node {
             path: path.to_owned(),
             access,
         };
-        // A new watcher of /dev/vmgenid is tracked, one of /dev/sysgenid is not; and the answer tells a node from
+        // A new watcher of /dev/vmgenid that can write is tracked, one of /dev/sysgenid is not; and the answer tells a node from
         // another file.
         match ioctl::set_tracking(&node, access == Access::ReadWrite) {
             Ok(()) => Ok(node),

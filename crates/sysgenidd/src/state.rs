@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::{self, Errno};
-use sysgenid_core::{Access, Epoch, Generation, History, Node, WatcherRecord};
+use sysgenid_core::{Access, Epoch, Generation, History, LastRead, Node, WatcherRecord};
 
 use crate::fault;
 use crate::fuse::BackingId;
@@ -37,7 +37,7 @@ mod at {
 const TIMES_KEPT: usize = 960;
 
 /// Words of a slot.
-const SLOT: usize = 10;
+const SLOT: usize = 12;
 
 /// Where things are in a slot.
 mod slot {
@@ -50,6 +50,8 @@ mod slot {
     pub(super) const COMMAND: [usize; 2] = [6, 7];
     pub(super) const WAIT: usize = 8;
     pub(super) const DEADLINE: usize = 9;
+    pub(super) const LAST_READ: usize = 10;
+    pub(super) const LAST_READ_GENERATION: usize = 11;
 }
 
 const TRACKED: u64 = 1 << 32;
@@ -323,6 +325,7 @@ impl State {
         self.store(start + slot::WAIT, slot.wait.0);
         self.store(start + slot::DEADLINE, slot.wait.1);
         self.store(start + slot::ACKNOWLEDGED, slot.watcher.acknowledged.get());
+        self.store_last_read(start, slot.watcher.last_read);
         let mut flags = u64::from(slot.watcher.acknowledged_generation.get());
         for (flag, is_set) in [
             (TRACKED, slot.watcher.tracked),
@@ -370,6 +373,7 @@ impl State {
             watcher: WatcherRecord {
                 acknowledged: Epoch::new(self.load(start + slot::ACKNOWLEDGED)),
                 acknowledged_generation: Generation::new(low_half(flags)),
+                last_read: self.last_read(start),
                 tracked: flags & TRACKED != 0,
                 access: if flags & WRITABLE != 0 {
                     Access::ReadWrite
@@ -436,7 +440,26 @@ impl State {
         self.store(flags, kept | tracked | generation);
         fault::point();
         self.store(start + slot::ACKNOWLEDGED, watcher.acknowledged.get());
+        self.store_last_read(start, watcher.last_read);
         fault::point();
+    }
+
+    fn store_last_read(&self, start: usize, read: Option<LastRead>) {
+        // No change has epoch 0.
+        self.store(start + slot::LAST_READ, 0);
+        if let Some(read) = read {
+            let generation = u64::from(read.generation.get());
+            self.store(start + slot::LAST_READ_GENERATION, generation);
+            self.store(start + slot::LAST_READ, read.epoch.get());
+        }
+    }
+
+    fn last_read(&self, start: usize) -> Option<LastRead> {
+        let epoch = self.load(start + slot::LAST_READ);
+        (epoch != 0).then(|| LastRead {
+            epoch: Epoch::new(epoch),
+            generation: Generation::new(low_half(self.load(start + slot::LAST_READ_GENERATION))),
+        })
     }
 
     /// The last wait of the watcher with this index that had to sleep, and its deadline.
@@ -488,6 +511,10 @@ mod tests {
             watcher: WatcherRecord {
                 acknowledged: Epoch::new(u64::MAX - 1),
                 acknowledged_generation: Generation::new(u32::MAX),
+                last_read: Some(LastRead {
+                    epoch: Epoch::new(1 << 33),
+                    generation: Generation::new(7),
+                }),
                 tracked: true,
                 access: Access::ReadOnly,
             },

@@ -7,7 +7,7 @@
  * families of ioctl. read() returns the generation, a native-endian __u32,
  * once it differs from the one acknowledged last; write() acknowledges it;
  * poll() reports readable meanwhile; mmap() of the first page, read-only,
- * shows it live at offset 0.
+ * shows it live.
  */
 #ifndef _UAPI_LINUX_SYSGENID_H
 #define _UAPI_LINUX_SYSGENID_H
@@ -15,6 +15,23 @@
 #include <linux/ioctl.h>
 
 #define SYSGENID_IOCTL_TYPE	0xE4
+
+/*
+ * Where things are in the mapped page, in bytes from its start. Each is a
+ * native-endian __u32, and both are stored at once, so a load of the first 8
+ * bytes sees a generation with the flags that belong to it. What follows is 0.
+ */
+#define SYSGENID_PAGE_GENERATION_OFFSET	0
+#define SYSGENID_PAGE_FLAGS_OFFSET	4
+
+/* In the flags: this page will show the next change. Other bits are 0. */
+#define SYSGENID_PAGE_LIVE		0x1
+
+/*
+ * In the flags: something on this machine notices restores by itself. Without
+ * it the generation changes only when somebody asks for it.
+ */
+#define SYSGENID_PAGE_NOTICED		0x2
 
 /*
  * Make the caller tracked (argument not 0) or not (0): whether it counts when
@@ -25,8 +42,8 @@
 
 /*
  * Wait until no tracked watcher is outdated. The argument is a time-out in
- * milliseconds, 0 is for ever. ETIME: it ran out. EINTR: a signal, or the
- * caller itself is outdated.
+ * milliseconds, 0 is for ever. ETIME: it ran out. EINTR: a signal handler ran,
+ * or the caller itself is outdated.
  */
 #define SYSGENID_WAIT_WATCHERS		_IO(SYSGENID_IOCTL_TYPE, 2)
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */
 /*
  * System generation counter: the ioctls of the 2020 proposal. See
- * <linux/sysgenid.h> for the rest; both nodes accept both families.
+ * <linux/sysgenid.h> for the rest, and for the layout of the mapped page; both
+ * nodes accept both families and show the same page.
  */
 #ifndef _UAPI_LINUX_VMGENID_H
 #define _UAPI_LINUX_VMGENID_H

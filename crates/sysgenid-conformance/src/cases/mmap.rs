@@ -8,6 +8,7 @@ use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 use rustix::param::page_size;
 
 use super::{Case, case};
+use crate::abi::{PAGE_LIVE, PAGE_NOTICED};
 use crate::node::Node;
 use crate::outcome::{Outcome, fail, fails, holds, same, skip};
 use crate::process::{Event, Process};
@@ -25,8 +26,23 @@ pub(super) const CASES: &[Case] = &[
         a_private_mapping_shows_the_live_generation,
     ),
     case(
+        "one-load-of-8-bytes-shows-the-generation-and-the-flags",
+        &["mmap-live", "mmap-flags", "native-endian"],
+        one_load_shows_generation_and_flags,
+    ),
+    case(
+        "the-page-says-that-it-is-live",
+        &["page-live"],
+        the_page_says_that_it_is_live,
+    ),
+    case(
+        "the-page-says-whether-restores-are-noticed",
+        &["page-noticed"],
+        the_page_says_whether_restores_are_noticed,
+    ),
+    case(
         "the-rest-of-the-mapped-page-is-zero",
-        &["mmap-rest"],
+        &["mmap-rest", "mmap-flags"],
         the_rest_of_the_page_is_zero,
     ),
     case(
@@ -132,10 +148,89 @@ fn the_rest_of_the_page_is_zero(node: &Node) -> Outcome {
         let bytes = mapping.bytes();
         same("the length", bytes.len(), page_size())?;
         same("bytes 0..4", &bytes[..4], &generation.to_ne_bytes())?;
-        let first_other = bytes[4..].iter().position(|byte| *byte != 0);
-        same("the first byte after 4 that is not 0", first_other, None)?;
+        let flags = halves(mapping.word()).1;
+        let unknown = flags & !(PAGE_LIVE | PAGE_NOTICED);
+        same("flags that have no meaning", unknown, 0)?;
+        same("bytes 4..8", &bytes[4..8], &flags.to_ne_bytes())?;
+        let first_other = bytes[8..].iter().position(|byte| *byte != 0);
+        same("the first byte after 8 that is not 0", first_other, None)?;
     }
     Ok(())
+}
+
+/// A mapping of the 8 bytes that are stored at once.
+fn map_word(node: &Node) -> Outcome<Mapping> {
+    let watcher = node.open(OFlags::RDONLY)?;
+    Ok(watcher.map_with(8, ProtFlags::READ, MapFlags::SHARED, 0)?)
+}
+
+/// The generation and the flags of a word.
+fn halves(word: u64) -> (u32, u32) {
+    let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
+    let generation = u32::from_ne_bytes([a, b, c, d]);
+    (generation, u32::from_ne_bytes([e, f, g, h]))
+}
+
+fn one_load_shows_generation_and_flags(node: &Node) -> Outcome {
+    let control = node.control()?;
+    let mapping = map_word(node)?;
+    let flags = halves(mapping.word()).1;
+    // The only flag that every node has.
+    same("the flags", flags & !PAGE_NOTICED, PAGE_LIVE)?;
+    for _ in 0..3 {
+        let generation = control.bump()?;
+        let expected = (generation, flags);
+        same("after a change", halves(mapping.word()), expected)?;
+    }
+    let generation = control.leave_room(0x0102_0304)? + 0x0102_0304;
+    control.raise(generation)?;
+    same("after a jump", halves(mapping.word()), (generation, flags))
+}
+
+fn the_page_says_that_it_is_live(node: &Node) -> Outcome {
+    let control = node.control()?;
+    let mapping = map_word(node)?;
+    for when in ["at first", "after a change", "after another"] {
+        let flags = halves(mapping.word()).1;
+        same(when, flags & PAGE_LIVE, PAGE_LIVE)?;
+        control.bump()?;
+    }
+    Ok(())
+}
+
+fn the_page_says_whether_restores_are_noticed(node: &Node) -> Outcome {
+    if !node.is_char_device() {
+        return skip("the node is not a character device");
+    }
+    let Ok(users) = std::fs::read_dir("/sys/module/sysgenid/holders") else {
+        return skip("the driver is no module, so its backends cannot be seen");
+    };
+    let mut users = users.map(|user| Some(user.ok()?.file_name()));
+    // This one notices as soon as it is loaded, the other one where it has a device.
+    let has_notice = users.any(|user| user.is_some_and(|name| name == "sysgenid_vmfork"));
+    let expected = if has_notice || has_bound_device("sysgenid_acpi") {
+        PAGE_NOTICED
+    } else {
+        0
+    };
+    // It says so without a change.
+    let mapping = map_word(node)?;
+    let noticed = || halves(mapping.word()).1 & PAGE_NOTICED;
+    same("at first", noticed(), expected)?;
+    node.control()?.bump()?;
+    same("after a change", noticed(), expected)
+}
+
+/// Whether a platform driver has a device.
+fn has_bound_device(driver: &str) -> bool {
+    let folder = format!("/sys/bus/platform/drivers/{driver}");
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return false;
+    };
+    // Of the links there, only that of its module is no device.
+    entries.flatten().any(|entry| {
+        entry.file_type().is_ok_and(|kind| kind.is_symlink()) && entry.file_name() != "module"
+    })
 }
 
 fn a_mapping_outlives_its_descriptor(node: &Node) -> Outcome {
@@ -147,9 +242,8 @@ fn a_mapping_outlives_its_descriptor(node: &Node) -> Outcome {
         let generation = control.bump()?;
         same("after a change", mapping.generation(), generation)?;
     }
-    // Nobody waits for a reader that never acknowledges, where it did not ask for that.
-    let expected = i32::from(node.kind.tracks_new_watchers());
-    control.counts(expected, "with a mapping only")
+    // Nobody waits for a reader that can never acknowledge.
+    control.counts(0, "with a mapping only")
 }
 
 fn a_mapping_at_another_offset(node: &Node) -> Outcome {

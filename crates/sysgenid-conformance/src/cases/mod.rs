@@ -9,6 +9,7 @@ mod capability;
 mod coherence;
 mod count;
 mod fdinfo;
+mod interruptions;
 mod ioctl;
 mod lifetime;
 mod mmap;
@@ -62,6 +63,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         count::CASES,
         tracking::CASES,
         wait::CASES,
+        interruptions::CASES,
         trigger::CASES,
         capability::CASES,
         lifetime::CASES,

@@ -22,6 +22,11 @@ pub(super) const CASES: &[Case] = &[
         poll_says_in_and_rdnorm,
     ),
     case(
+        "poll-says-EPOLLOUT-and-EPOLLWRNORM-always",
+        &["poll-writable"],
+        poll_says_out_and_wrnorm,
+    ),
+    case(
         "a-change-ends-a-blocked-poll",
         &["poll-outdated"],
         a_change_ends_a_blocked_poll,
@@ -52,14 +57,35 @@ fn poll_says_in_and_rdnorm(node: &Node) -> Outcome {
     let control = node.control()?;
     let watcher = node.open(OFlags::RDWR)?;
     for _ in 0..2 {
-        let when_current = watcher.events()?;
-        same("when current", when_current, PollFlags::empty())?;
+        same("when current", others(&watcher)?, PollFlags::empty())?;
         let generation = control.bump()?;
         let expected = PollFlags::IN | PollFlags::RDNORM;
-        same("when outdated", watcher.events()?, expected)?;
+        same("when outdated", others(&watcher)?, expected)?;
         watcher.generation()?;
-        same("after a read", watcher.events()?, expected)?;
+        same("after a read", others(&watcher)?, expected)?;
         watcher.acknowledge(generation)?;
+    }
+    Ok(())
+}
+
+/// A write never blocks.
+const WRITABLE: PollFlags = PollFlags::OUT.union(PollFlags::WRNORM);
+
+/// What `poll` says besides.
+fn others(watcher: &Watcher) -> Result<PollFlags, Errno> {
+    Ok(watcher.events()?.difference(WRITABLE))
+}
+
+fn poll_says_out_and_wrnorm(node: &Node) -> Outcome {
+    let control = node.control()?;
+    for flags in [OFlags::RDWR, OFlags::WRONLY, OFlags::RDONLY] {
+        let watcher = node.open(flags)?;
+        let writable = || Ok::<_, Errno>(watcher.events()?.intersection(WRITABLE));
+        same("when current", writable()?, WRITABLE)?;
+        control.bump()?;
+        same("when outdated", writable()?, WRITABLE)?;
+        let asked = [PollFd::new(&watcher, PollFlags::OUT)];
+        gives("a poll for it", poll(&mut { asked }, None), 1)?;
     }
     Ok(())
 }

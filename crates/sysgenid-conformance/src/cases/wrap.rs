@@ -3,11 +3,12 @@
 //! The end of the numbers. These cases run last: they use all of them up.
 
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use super::{Case, case};
 use crate::abi::successor;
-use crate::node::{Control, Node};
-use crate::outcome::{Outcome, gives, same};
+use crate::node::{Control, Node, Watcher};
+use crate::outcome::{Outcome, fails, gives, same};
 
 pub(super) const CASES: &[Case] = &[
     case(
@@ -24,6 +25,16 @@ pub(super) const CASES: &[Case] = &[
         "a-watcher-is-outdated-also-where-its-number-comes-back",
         &["outdated-by-change"],
         a_watcher_is_outdated_where_its_number_comes_back,
+    ),
+    case(
+        "a-number-read-before-it-came-back-is-EINVAL-once",
+        &["write-stale-read"],
+        a_number_read_before_it_came_back,
+    ),
+    case(
+        "a-number-read-after-it-came-back-acknowledges",
+        &["write-stale-read"],
+        a_number_read_after_it_came_back,
     ),
     case(
         "the-accounts-hold-across-the-wrap",
@@ -77,6 +88,38 @@ fn a_watcher_is_outdated_where_its_number_comes_back(node: &Node) -> Outcome {
     // It looks as if nothing had happened.
     control.counts(1, "with the same number as before")?;
     same("what poll says", watcher.is_readable()?, true)?;
+    gives("read", watcher.generation(), number)?;
+    watcher.acknowledge(number)?;
+    control.counts(0, "after the acknowledgement")
+}
+
+/// A watcher that has read this number, before it came back.
+fn with_a_stale_read(node: &Node, control: &Control) -> Outcome<(Watcher, u32)> {
+    let number = control.leave_room(100)? + 50;
+    let watcher = node.tracked()?;
+    control.raise(number)?;
+    gives("read", watcher.generation(), number)?;
+    go_to_the_end(control)?;
+    same("the generation", control.raise(number)?, number)?;
+    Ok((watcher, number))
+}
+
+fn a_number_read_before_it_came_back(node: &Node) -> Outcome {
+    let control = node.control()?;
+    let (watcher, number) = with_a_stale_read(node, &control)?;
+    let stale = watcher.acknowledge(number);
+    fails("a write of what was read before", stale, Errno::INVAL)?;
+    control.counts(1, "after it")?;
+    same("what poll says", watcher.is_readable()?, true)?;
+    // The program knows now that it has to look again, wherever it looks.
+    watcher.acknowledge(number)?;
+    control.counts(0, "after the acknowledgement")?;
+    same("what poll says", watcher.is_readable()?, false)
+}
+
+fn a_number_read_after_it_came_back(node: &Node) -> Outcome {
+    let control = node.control()?;
+    let (watcher, number) = with_a_stale_read(node, &control)?;
     gives("read", watcher.generation(), number)?;
     watcher.acknowledge(number)?;
     control.counts(0, "after the acknowledgement")

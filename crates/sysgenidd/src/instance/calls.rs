@@ -6,7 +6,9 @@ use std::os::fd::AsFd;
 
 use rustix::fs::OFlags;
 use rustix::io::{self, Errno};
-use sysgenid_core::{Access, Error, Ioctl, Node, Patience, Read, Registry, Wait, Wake, Watcher};
+use sysgenid_core::{
+    Access, Error, Ioctl, Node, Patience, Read, Registry, Wait, Wake, Watcher, abi,
+};
 
 use crate::clock;
 use crate::fault;
@@ -21,9 +23,6 @@ use super::{Instance, Sleeper, part};
 
 /// How a node is opened: every read and write comes here.
 const OPEN_FLAGS: u32 = fopen::DIRECT_IO | fopen::NOFLUSH | fopen::PARALLEL_DIRECT_WRITES;
-
-/// What poll reports of an outdated watcher.
-const READABLE: u32 = 0x41; // EPOLLIN | EPOLLRDNORM
 
 impl Instance {
     /// Agrees with the kernel on how mappings get the page, if that has not been done.
@@ -134,19 +133,17 @@ impl Instance {
     }
 
     pub(super) fn read(&mut self, unique: Unique, handle: Handle, size: u32, flags: u32) {
-        let Some(watcher) = self.watcher(handle) else {
-            self.connection.refuse(unique, Errno::BADF);
-            return;
-        };
         let patience = if flags & OFlags::NONBLOCK.bits() == 0 {
             Patience::Sleep
         } else {
             Patience::None
         };
         let length = usize::try_from(size).unwrap_or(usize::MAX);
-        match self.registry.read(watcher, length, patience) {
-            Ok(Read::Sleep) => self.sleep(Sleeper::Read(unique, handle)),
-            answer => self.answer_read(unique, answer),
+        let answer = self.read_watcher(handle, length, patience);
+        match answer {
+            Err(errno) => self.connection.refuse(unique, errno),
+            Ok(Ok(Read::Sleep)) => self.sleep(Sleeper::Read(unique, handle)),
+            Ok(answer) => self.answer_read(unique, answer),
         }
     }
 
@@ -264,7 +261,7 @@ impl Instance {
         let Some(index) = self.state.find(handle) else {
             // A report can always be read.
             let answer = wire::PollOut {
-                revents: READABLE,
+                revents: abi::POLL_READABLE,
                 padding: 0,
             };
             self.connection.answer(unique, &answer);
@@ -273,14 +270,30 @@ impl Instance {
         if notify {
             self.state.set_polled_as(index, kernel_handle);
         }
-        let outdated = self.watchers[index]
+        let revents = self.watchers[index]
             .as_ref()
-            .is_some_and(|watcher| self.registry.poll(watcher));
+            .map_or(abi::POLL_WRITABLE, |watcher| self.registry.poll(watcher));
         let answer = wire::PollOut {
-            revents: if outdated { READABLE } else { 0 },
+            revents,
             padding: 0,
         };
         self.connection.answer(unique, &answer);
+    }
+
+    /// What a read by a watcher does. That it was told is stored before it is.
+    pub(super) fn read_watcher(
+        &mut self,
+        handle: Handle,
+        length: usize,
+        patience: Patience,
+    ) -> Result<Result<Read, Error>, Errno> {
+        let index = self.state.find(handle).ok_or(Errno::BADF)?;
+        let watcher = self.watchers[index].as_mut().ok_or(Errno::BADF)?;
+        let answer = self.registry.read(watcher, length, patience);
+        if let Ok(Read::Generation(_)) = answer {
+            self.state.set_watcher(index, watcher.record());
+        }
+        Ok(answer)
     }
 
     pub(super) fn watcher(&self, handle: Handle) -> Option<&Watcher> {

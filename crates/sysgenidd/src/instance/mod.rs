@@ -348,7 +348,7 @@ impl Instance {
         for (index, watcher) in self.watchers.iter().enumerate() {
             let outdated = watcher
                 .as_ref()
-                .is_some_and(|watcher| self.registry.poll(watcher));
+                .is_some_and(|watcher| self.registry.is_outdated(watcher));
             if outdated && let Some(kernel_handle) = self.state.polled_as(index) {
                 self.connection.notify_poll(kernel_handle);
                 fault::point();
@@ -387,24 +387,25 @@ impl Instance {
 
     fn answer_sleeper(&mut self, sleeper: Sleeper, patience: Patience) {
         let (Sleeper::Read(unique, handle) | Sleeper::Wait(unique, handle, _)) = sleeper;
-        let Some(watcher) = self.watcher(handle) else {
-            self.connection.refuse(unique, Errno::BADF);
-            return;
-        };
         match sleeper {
             Sleeper::Read(..) => {
-                match self
-                    .registry
-                    .read(watcher, sysgenid_core::abi::GENERATION_SIZE, patience)
-                {
-                    Ok(Read::Sleep) => self.sleep(sleeper),
-                    answer => self.answer_read(unique, answer),
+                let length = sysgenid_core::abi::GENERATION_SIZE;
+                match self.read_watcher(handle, length, patience) {
+                    Err(errno) => self.connection.refuse(unique, errno),
+                    Ok(Ok(Read::Sleep)) => self.sleep(sleeper),
+                    Ok(answer) => self.answer_read(unique, answer),
                 }
             }
-            Sleeper::Wait(..) => match self.registry.wait(watcher, patience) {
-                Ok(Wait::Sleep) => self.sleep(sleeper),
-                answer => self.answer_wait(unique, answer),
-            },
+            Sleeper::Wait(..) => {
+                let Some(watcher) = self.watcher(handle) else {
+                    self.connection.refuse(unique, Errno::BADF);
+                    return;
+                };
+                match self.registry.wait(watcher, patience) {
+                    Ok(Wait::Sleep) => self.sleep(sleeper),
+                    answer => self.answer_wait(unique, answer),
+                }
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A page whose first four bytes are a counter that user space maps and reads.
+//! A page whose first eight bytes are a word that user space maps and reads.
 
 use kernel::{
     alloc::flags::__GFP_ZERO,
@@ -14,28 +14,31 @@ use kernel::{
     }, //
 };
 
-/// A zeroed page with a `u32` at its start.
-pub(crate) struct CounterPage {
+/// A zeroed page but for the `u64` at its start.
+pub(crate) struct WordPage {
     page: Page,
 }
 
-impl CounterPage {
-    /// Allocates the page. The counter and everything behind it is zero.
-    pub(crate) fn new() -> Result<Self> {
-        let page = Page::alloc_page(GFP_KERNEL | __GFP_ZERO)?;
-        Ok(Self { page })
+impl WordPage {
+    /// Allocates the page. Everything behind the word is zero.
+    pub(crate) fn new(word: u64) -> Result<Self> {
+        let page = Self {
+            page: Page::alloc_page(GFP_KERNEL | __GFP_ZERO)?,
+        };
+        page.store(word);
+        Ok(page)
     }
 
-    /// Stores the counter, ordered after everything that the caller did before.
+    /// Stores the word as a whole, ordered after everything that the caller did before.
     ///
     /// Everybody who has the page mapped sees the new value at once.
-    pub(crate) fn store(&self, value: u32) {
+    pub(crate) fn store(&self, value: u64) {
         // SAFETY: The page is valid for as long as `self` is.
         let start = unsafe { bindings::kmap_local_page(self.page.as_ptr()) };
         // SAFETY: The mapping is writable and aligned to a page until it is undone below, and the
         // kernel only ever accesses these bytes through this atomic.
-        let counter = unsafe { Atomic::from_ptr(start.cast::<u32>()) };
-        counter.store(value, Release);
+        let word = unsafe { Atomic::from_ptr(start.cast::<u64>()) };
+        word.store(value, Release);
         // SAFETY: This undoes the latest local mapping of this thread.
         unsafe { bindings::kunmap_local(start) };
     }
