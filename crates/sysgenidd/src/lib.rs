@@ -4,26 +4,16 @@
 //!
 //! It exists as a library so that its parts can be tested and fuzzed; the program is `sysgenidd`.
 
-pub mod backends;
-pub mod capability;
 mod clock;
 pub mod config;
 pub mod control;
 pub mod daemon;
 mod fault;
-pub mod fuse;
-pub mod instance;
-mod keeper;
-mod mounts;
-mod node;
-mod process;
-pub mod publish;
-pub mod renewal;
-pub mod report;
+pub mod judging;
+pub mod keeping;
+pub mod noticing;
+pub mod placing;
+pub mod protocol;
 pub mod service;
-pub mod state;
-pub mod storage;
-pub mod store;
-pub mod supervise;
+pub mod serving;
 mod sys;
-mod watch;

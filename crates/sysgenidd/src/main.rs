@@ -10,7 +10,10 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use sysgenidd::config::{Account, Attributes, InstanceName, Mode, Parent, check_directory};
 use sysgenidd::control::{self, InstanceReport, Request, Response};
-use sysgenidd::{daemon, publish, renewal, service, supervise};
+use sysgenidd::keeping::supervise;
+use sysgenidd::placing::publish;
+use sysgenidd::serving::renewal;
+use sysgenidd::{daemon, service};
 use tracing::Level;
 
 /// Serve the nodes of a system generation counter from user space.

@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::Path;
 
-use sysgenidd::fuse::wire::{self, opcode};
+use sysgenidd::protocol::wire::{self, opcode};
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
 fn main() -> std::io::Result<()> {

@@ -5,7 +5,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use sysgenidd::backends::kmsg;
+use sysgenidd::noticing::kmsg;
 
 fuzz_target!(|bytes: &[u8]| {
     let Some(record) = kmsg::parse_record(bytes) else {

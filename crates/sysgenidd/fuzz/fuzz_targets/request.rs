@@ -5,7 +5,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use sysgenidd::fuse::{Operation, Request};
+use sysgenidd::protocol::{Operation, Request};
 
 fuzz_target!(|bytes: &[u8]| {
     check(bytes);

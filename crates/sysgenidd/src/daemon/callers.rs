@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use crate::clock;
 use crate::config::{InstanceName, Parent};
 use crate::control::{self, Origin, Progress, Request, Response};
-use crate::watch::Source;
+use crate::daemon::watch::Source;
 
 use super::{Daemon, End, RETRY, nanoseconds};
 

@@ -4,12 +4,12 @@
 
 use std::time::Duration;
 
-use crate::backends::{self, Restores};
 use crate::clock;
-use crate::mounts;
-use crate::report;
-use crate::state::Record;
-use crate::watch::Source;
+use crate::daemon::watch::Source;
+use crate::keeping::state::Record;
+use crate::noticing::{self, Restores};
+use crate::placing::mounts;
+use crate::serving::report;
 
 use super::{Daemon, RETRY, nanoseconds};
 
@@ -18,8 +18,8 @@ const SOON: Duration = Duration::from_millis(1);
 
 /// One backend, working or not.
 pub(super) struct Watched {
-    pub(super) kind: backends::Kind,
-    pub(super) backend: Option<Box<dyn backends::Backend>>,
+    pub(super) kind: noticing::Kind,
+    pub(super) backend: Option<Box<dyn noticing::Backend>>,
     /// When to try again, and how long to wait if that fails.
     pub(super) retry: Option<(u64, Duration)>,
 }
@@ -65,7 +65,7 @@ impl Daemon {
             return;
         };
         let position = host.instance.record().positions[kind as usize];
-        match backends::open(kind, &settings, position) {
+        match noticing::open(kind, &settings, position) {
             Ok(backend) => {
                 if let Some(fd) = backend.fd()
                     && let Err(errno) = self.watch.add_edges(fd, Source::Backend(index))
@@ -95,11 +95,11 @@ impl Daemon {
                 // link to the own node is no news.
                 let was_there = self.backends[index].retry.is_some() || position.is_some();
                 let (is_news, may_pass) = match error {
-                    backends::Error::NotPresent { .. } => (false, was_there),
-                    backends::Error::OwnNode { .. } => (false, false),
-                    backends::Error::NoPermission { .. }
-                    | backends::Error::Unsuitable { .. }
-                    | backends::Error::Malformed { .. } => (true, false),
+                    noticing::Error::NotPresent { .. } => (false, was_there),
+                    noticing::Error::OwnNode { .. } => (false, false),
+                    noticing::Error::NoPermission { .. }
+                    | noticing::Error::Unsuitable { .. }
+                    | noticing::Error::Malformed { .. } => (true, false),
                     _ => (!was_there, true),
                 };
                 if is_news {
@@ -118,9 +118,9 @@ impl Daemon {
         }
     }
 
-    pub(super) fn backend_settings(&self) -> backends::Settings {
+    pub(super) fn backend_settings(&self) -> noticing::Settings {
         let configured = &self.config.backends;
-        backends::Settings {
+        noticing::Settings {
             vmclock: Some(configured.vmclock.clone()),
             kmsg: configured.kmsg.clone(),
             parent: Some(configured.parent.clone()),
@@ -164,7 +164,7 @@ impl Daemon {
                 }
                 host.note(seen);
             }
-            Err(backends::Error::Busy { .. }) => {
+            Err(noticing::Error::Busy { .. }) => {
                 watched.retry = Some((clock::now() + nanoseconds(SOON), RETRY.0));
             }
             Err(error) => {
@@ -209,8 +209,8 @@ impl Daemon {
                 .filter(|watched| watched.kind == kind)
                 .find_map(|watched| watched.backend.as_ref())
         };
-        let silent = works(backends::Kind::Vmclock).is_some_and(|backend| backend.fd().is_none());
-        let kmsg = works(backends::Kind::Kmsg).is_some_and(|backend| backend.can_notice());
+        let silent = works(noticing::Kind::Vmclock).is_some_and(|backend| backend.fd().is_none());
+        let kmsg = works(noticing::Kind::Kmsg).is_some_and(|backend| backend.can_notice());
         if silent && !kmsg {
             self.config.backends.vmclock_interval
         } else {

@@ -11,17 +11,17 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use crate::backends;
-use crate::capability::Owner;
 use crate::clock;
 use crate::config::{self, Accounts, Attributes, InstanceName, Parent};
 use crate::control::Origin;
-use crate::fuse::Received;
-use crate::instance::{Agreement, Instance, Kept, Settings};
-use crate::keeper::Definition;
-use crate::mounts;
-use crate::node::Access;
-use crate::watch::Source;
+use crate::daemon::watch::Source;
+use crate::judging::capability::Owner;
+use crate::keeping::keeper::Definition;
+use crate::noticing;
+use crate::placing::mounts;
+use crate::protocol::Received;
+use crate::serving::files::Access;
+use crate::serving::instance::{Agreement, Instance, Kept, Settings};
 
 use super::{Daemon, End, nanoseconds};
 
@@ -126,7 +126,7 @@ impl Daemon {
     pub(super) fn open_namespace(&self, path: &Path) -> anyhow::Result<OwnedFd> {
         if config::process_of(path).is_none() {
             let own = mounts::devices(&self.config.directory);
-            return Ok(backends::foreign::open(path, &own)?);
+            return Ok(noticing::foreign::open(path, &own)?);
         }
         rustix::fs::open(
             path,

@@ -9,6 +9,7 @@ mod callers;
 mod host_backends;
 mod instances;
 mod signals;
+pub(crate) mod watch;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
@@ -23,19 +24,19 @@ use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
 
-use crate::backends::Restores;
 use crate::clock;
 use crate::config::{Config, InstanceName};
 use crate::control::{self, Origin};
-use crate::fuse::Buffer;
-use crate::keeper::{self, Keeper};
-use crate::mounts;
-use crate::publish;
-use crate::renewal::Renewals;
-use crate::report;
-use crate::store::Inherited;
-use crate::supervise;
-use crate::watch::{Source, Watch};
+use crate::daemon::watch::{Source, Watch};
+use crate::keeping::keeper::{self, Keeper};
+use crate::keeping::store::Inherited;
+use crate::keeping::supervise;
+use crate::noticing::Restores;
+use crate::placing::mounts;
+use crate::placing::publish;
+use crate::protocol::Buffer;
+use crate::serving::renewal::Renewals;
+use crate::serving::report;
 
 use self::callers::Caller;
 use self::host_backends::Watched;

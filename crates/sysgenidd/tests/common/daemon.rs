@@ -13,7 +13,7 @@ use std::thread;
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::process::Signal;
 use rustix::thread::UnshareFlags;
-use sysgenidd::supervise;
+use sysgenidd::keeping::supervise;
 use tempfile::TempDir;
 
 use super::{PATIENCE, process};

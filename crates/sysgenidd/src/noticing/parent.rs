@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use sysgenid_core::Generation;
 
-use super::{Backend, Error, Kind, Settings, foreign, tells_when_readable};
+use super::backend::tells_when_readable;
+use super::{Backend, Error, Kind, Settings, foreign};
 use crate::sys;
 
 /// Where the module and another daemon put a machine's own node.

@@ -388,7 +388,7 @@ mod tests {
 
     #[test]
     fn the_example_of_the_package_is_what_the_command_prints() {
-        let example = include_str!("../../../packaging/cdi/sysgenid.json");
+        let example = include_str!("../../../../packaging/cdi/sysgenid.json");
         let example: serde_json::Value = serde_json::from_str(example).unwrap();
         let names = ["host", "web"].map(|name| name.parse().unwrap());
         assert_eq!(example, cdi(Path::new("/run/sysgenid"), &names));

@@ -4,7 +4,7 @@
 
 use std::fs;
 
-use crate::state::Opener;
+use crate::keeping::state::Opener;
 
 /// Who the thread `tid` belongs to, as this process sees it.
 pub(crate) fn opener(tid: u32) -> Opener {

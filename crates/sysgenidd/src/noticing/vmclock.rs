@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use sysgenid_vmclock::{Malformed, Page, SIZE, parse};
 
-use super::{Backend, Error, Kind, Settings, foreign, tells_when_readable};
+use super::backend::tells_when_readable;
+use super::{Backend, Error, Kind, Settings, foreign};
 
 /// How many devices are searched. A machine has one; the number of a device that was removed is used
 /// again.

@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use crate::fuse::{Connection, FILE_SYSTEM_TYPE};
+use crate::protocol::{Connection, FILE_SYSTEM_TYPE};
 
 /// A mounted folder.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,15 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Who notices that the machine was restored, each behind one small trait.
-//!
-//! A backend only counts changes. It neither knows watchers nor bumps; [`Restores`] turns what several
-//! backends noticed into one bump a restore.
-
-pub(crate) mod foreign;
-pub mod kmsg;
-pub mod parent;
-mod restores;
-pub mod vmclock;
+//! What a backend is: something that counts changes. It neither knows watchers nor bumps.
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -19,17 +10,15 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-pub use self::restores::Restores;
-
 /// Which backend. The order is that of preference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// The hypervisor's page, see [`vmclock`].
+    /// The hypervisor's page, see [`vmclock`](super::vmclock).
     Vmclock,
-    /// The kernel's own notice, see [`kmsg`].
+    /// The kernel's own notice, see [`kmsg`](super::kmsg).
     Kmsg,
-    /// Another node, see [`parent`].
+    /// Another node, see [`parent`](super::parent).
     Parent,
 }
 
@@ -179,7 +168,7 @@ pub enum Error {
 
 impl Error {
     /// Why `path` could not be opened.
-    fn opening(path: &Path, source: Errno) -> Self {
+    pub(crate) fn opening(path: &Path, source: Errno) -> Self {
         let path = path.to_owned();
         match source {
             Errno::NOENT | Errno::NOTDIR | Errno::NXIO | Errno::NODEV => Self::NotPresent { path },
@@ -194,7 +183,7 @@ impl Error {
 
     /// Why `path`, which is open, could not be read. The errors of a server that died count as the
     /// device's going away.
-    fn reading(path: &Path, source: Errno) -> Self {
+    pub(crate) fn reading(path: &Path, source: Errno) -> Self {
         let path = path.to_owned();
         match source {
             Errno::NODEV | Errno::NXIO | Errno::NOTCONN | Errno::CONNABORTED => Self::Gone { path },
@@ -221,9 +210,9 @@ pub fn open(
     resume_at: Option<u64>,
 ) -> Result<Box<dyn Backend>, Error> {
     Ok(match kind {
-        Kind::Vmclock => Box::new(vmclock::Vmclock::open(settings, resume_at)?),
-        Kind::Kmsg => Box::new(kmsg::Kmsg::open(settings, resume_at)?),
-        Kind::Parent => Box::new(parent::Parent::open(settings, resume_at)?),
+        Kind::Vmclock => Box::new(super::vmclock::Vmclock::open(settings, resume_at)?),
+        Kind::Kmsg => Box::new(super::kmsg::Kmsg::open(settings, resume_at)?),
+        Kind::Parent => Box::new(super::parent::Parent::open(settings, resume_at)?),
     })
 }
 
@@ -231,7 +220,7 @@ pub fn open(
 ///
 /// A file whose driver cannot poll is always ready for everything, so also for writing, which no device
 /// here ever is. A hang-up says that nothing will ever be told.
-fn tells_when_readable(file: impl AsFd) -> Result<bool, Errno> {
+pub(crate) fn tells_when_readable(file: impl AsFd) -> Result<bool, Errno> {
     let mut asked = [PollFd::from_borrowed_fd(
         file.as_fd(),
         PollFlags::IN | PollFlags::OUT,

@@ -12,14 +12,14 @@ use sysgenid_core::{
 
 use crate::clock;
 use crate::fault;
-use crate::fuse::wire::{self, fopen};
-use crate::fuse::{Request, Unique};
-use crate::node::errno;
-use crate::process;
-use crate::renewal::{self, Renewals};
-use crate::state::{Handle, Mapping, Slot};
+use crate::judging::process;
+use crate::keeping::state::{Handle, Mapping, Slot};
+use crate::protocol::wire::{self, fopen};
+use crate::protocol::{Request, Unique};
+use crate::serving::files::errno;
+use crate::serving::renewal::{self, Renewals};
 
-use super::{Instance, Sleeper, part};
+use super::instance::{Instance, Sleeper, part};
 
 /// How a node is opened: every read and write comes here.
 const OPEN_FLAGS: u32 = fopen::DIRECT_IO | fopen::NOFLUSH | fopen::PARALLEL_DIRECT_WRITES;

@@ -6,8 +6,8 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sysgenid_core::{Error, Node};
 
-use crate::fuse::wire::Attr;
-use crate::renewal::PAGE;
+use crate::protocol::wire::Attr;
+use crate::serving::renewal::PAGE;
 
 /// The folder.
 pub(crate) const ROOT: u64 = 1;

@@ -16,10 +16,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Attributes, InstanceName};
 use crate::control::{self, Origin};
-use crate::instance::{Instance, Kept};
-use crate::node::Access;
+use crate::keeping::store::{Inherited, Store};
 use crate::service::Manager;
-use crate::store::{Inherited, Store};
+use crate::serving::files::Access;
+use crate::serving::instance::{Instance, Kept};
 
 /// Held by the daemon of a directory, and by the store between two of them.
 const LOCK: &str = ".lock";

@@ -7,10 +7,6 @@
 //! successor can go on at any point: what a request changes is stored before it is answered, and a
 //! request that comes again changes nothing again.
 
-mod calls;
-mod folder;
-mod recovery;
-
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -22,18 +18,18 @@ use sysgenid_core::{
     Change, Epoch, Error, Generation, Ioctl, Node, Patience, Read, Registry, Wait, Wake, Watcher,
 };
 
-use crate::capability::Owner;
 use crate::clock;
 use crate::fault;
-use crate::fuse::wire::{self, flag};
-use crate::fuse::{Connection, Operation, Request, Unique};
-use crate::node::{self, File, errno};
-use crate::renewal::{self, Renewals};
-use crate::report;
-use crate::state::{Handle, Mapping, Record, Slot, State};
-use crate::storage::Storage;
+use crate::judging::capability::Owner;
+use crate::keeping::state::{Handle, Mapping, Record, Slot, State};
+use crate::keeping::storage::Storage;
+use crate::protocol::wire::{self, flag};
+use crate::protocol::{Connection, Operation, Request, Unique};
+use crate::serving::files::{self, File, errno};
+use crate::serving::renewal::{self, Renewals};
+use crate::serving::report;
 
-use self::folder::attributes_answer;
+use super::folder::attributes_answer;
 
 /// What is offered to the kernel at INIT, as far as it has it.
 const WANTED: u64 =
@@ -58,7 +54,7 @@ pub struct Settings {
     /// Where its folder is mounted.
     pub path: PathBuf,
     /// Who may open `sysgenid` and `vmgenid`.
-    pub access: [node::Access; 2],
+    pub access: [files::Access; 2],
     /// The user namespace in which a capability counts.
     pub owner: Owner,
     /// Whether mappings may go to the page itself, where the kernel can do it.
@@ -67,7 +63,7 @@ pub struct Settings {
 
 /// What a request that sleeps is waiting for.
 #[derive(Debug)]
-enum Sleeper {
+pub(super) enum Sleeper {
     Read(Unique, Handle),
     Wait(Unique, Handle, Option<u64>),
 }
@@ -75,36 +71,36 @@ enum Sleeper {
 /// One generation, and all who watch it.
 #[derive(Debug)]
 pub struct Instance {
-    settings: Settings,
-    connection: Arc<Connection>,
-    state: State,
-    page: Storage,
-    registry: Registry,
-    record: Record,
+    pub(super) settings: Settings,
+    pub(super) connection: Arc<Connection>,
+    pub(super) state: State,
+    pub(super) page: Storage,
+    pub(super) registry: Registry,
+    pub(super) record: Record,
     /// By the index of their slots.
-    watchers: Vec<Option<Watcher>>,
-    free: Vec<usize>,
+    pub(super) watchers: Vec<Option<Watcher>>,
+    pub(super) free: Vec<usize>,
     /// How many of them opened `vmgenid`.
-    of_vmgenid: usize,
+    pub(super) of_vmgenid: usize,
     /// By the identity of the request.
-    sleepers: HashMap<u64, Sleeper>,
+    pub(super) sleepers: HashMap<u64, Sleeper>,
     /// The deadlines of the sleepers that have one.
-    deadlines: BTreeSet<(u64, u64)>,
+    pub(super) deadlines: BTreeSet<(u64, u64)>,
     /// Texts as they were when their reading began, by handle.
-    reports: HashMap<u64, String>,
+    pub(super) reports: HashMap<u64, String>,
     /// The watchers that a process before this one opened and whose openers ask again, by the request.
-    reopened: HashMap<u64, Handle>,
+    pub(super) reopened: HashMap<u64, Handle>,
     /// A watcher whose opener may never have heard of it, until when that is unclear, and when to look.
-    doubt: Option<(Handle, u64, u64)>,
+    pub(super) doubt: Option<(Handle, u64, u64)>,
     /// How many renewals of the page are under way.
-    renewals: usize,
+    pub(super) renewals: usize,
     /// The trigger that has been carried out, and is to be answered once everybody else is told.
-    trigger: Option<Unique>,
+    pub(super) trigger: Option<Unique>,
     /// What came while one of these was pending, and was put off. So a trigger is answered before another
     /// is carried out: the state remembers only the last.
-    deferred: Vec<Vec<u8>>,
+    pub(super) deferred: Vec<Vec<u8>>,
     /// Whether kernel and daemon have agreed on how to talk.
-    agreement: Agreement,
+    pub(super) agreement: Agreement,
 }
 
 /// Whether kernel and daemon have agreed on how to talk.
@@ -257,10 +253,10 @@ impl Instance {
     }
 
     /// Other people may open the nodes now.
-    pub fn set_access(&mut self, access: [node::Access; 2]) {
+    pub fn set_access(&mut self, access: [files::Access; 2]) {
         if access != self.settings.access {
             self.settings.access = access;
-            for inode in node::NODES {
+            for inode in files::NODES {
                 self.connection.notify_attributes(inode);
             }
         }
@@ -272,7 +268,12 @@ impl Instance {
         self.carry_out(change, renewals, note);
     }
 
-    fn carry_out(&mut self, change: Change, renewals: &Renewals, note: impl FnOnce(&mut Record)) {
+    pub(super) fn carry_out(
+        &mut self,
+        change: Change,
+        renewals: &Renewals,
+        note: impl FnOnce(&mut Record),
+    ) {
         let epoch = self.registry.epoch();
         self.record.epoch = epoch;
         self.record.generation = change.generation;
@@ -291,7 +292,7 @@ impl Instance {
     }
 
     /// Has the kernel's copies of the page renewed.
-    fn renew(&mut self, renewals: &Renewals) {
+    pub(super) fn renew(&mut self, renewals: &Renewals) {
         match renewals.start(&self.connection, &self.page) {
             Ok(()) => self.renewals += 1,
             Err(error) => {
@@ -335,7 +336,7 @@ impl Instance {
     }
 
     /// Everybody's answer has changed: a watcher is outdated now, whatever it did before.
-    fn wake_everybody(&mut self) {
+    pub(super) fn wake_everybody(&mut self) {
         self.deadlines.clear();
         for (_, sleeper) in std::mem::take(&mut self.sleepers) {
             self.answer_sleeper(sleeper, Patience::Sleep);
@@ -344,7 +345,7 @@ impl Instance {
         self.notify_pollers();
     }
 
-    fn notify_pollers(&self) {
+    pub(super) fn notify_pollers(&self) {
         for (index, watcher) in self.watchers.iter().enumerate() {
             let outdated = watcher
                 .as_ref()
@@ -359,7 +360,7 @@ impl Instance {
     }
 
     /// The last outdated watcher has gone or acknowledged, perhaps.
-    fn wake(&mut self, wake: Wake) {
+    pub(super) fn wake(&mut self, wake: Wake) {
         if wake == Wake::Nobody {
             return;
         }
@@ -375,7 +376,7 @@ impl Instance {
     }
 
     /// Asks the core again about one that sleeps.
-    fn wake_sleeper(&mut self, identity: u64, patience: Patience) {
+    pub(super) fn wake_sleeper(&mut self, identity: u64, patience: Patience) {
         let Some(sleeper) = self.sleepers.remove(&identity) else {
             return;
         };
@@ -385,7 +386,7 @@ impl Instance {
         self.answer_sleeper(sleeper, patience);
     }
 
-    fn answer_sleeper(&mut self, sleeper: Sleeper, patience: Patience) {
+    pub(super) fn answer_sleeper(&mut self, sleeper: Sleeper, patience: Patience) {
         let (Sleeper::Read(unique, handle) | Sleeper::Wait(unique, handle, _)) = sleeper;
         match sleeper {
             Sleeper::Read(..) => {
@@ -409,7 +410,7 @@ impl Instance {
         }
     }
 
-    fn sleep(&mut self, sleeper: Sleeper) {
+    pub(super) fn sleep(&mut self, sleeper: Sleeper) {
         let (Sleeper::Read(unique, _) | Sleeper::Wait(unique, _, _)) = sleeper;
         if let Sleeper::Wait(_, _, Some(deadline)) = sleeper {
             self.deadlines.insert((deadline, unique.identity()));
@@ -417,7 +418,7 @@ impl Instance {
         self.sleepers.insert(unique.identity(), sleeper);
     }
 
-    fn answer_read(&self, unique: Unique, answer: Result<Read, Error>) {
+    pub(super) fn answer_read(&self, unique: Unique, answer: Result<Read, Error>) {
         match answer {
             Ok(Read::Generation(generation)) => {
                 self.connection
@@ -429,14 +430,14 @@ impl Instance {
         }
     }
 
-    fn answer_wait(&self, unique: Unique, answer: Result<Wait, Error>) {
+    pub(super) fn answer_wait(&self, unique: Unique, answer: Result<Wait, Error>) {
         match answer {
             Ok(_) => self.answer_ioctl(unique, 0),
             Err(error) => self.connection.refuse(unique, errno(error)),
         }
     }
 
-    fn answer_ioctl(&self, unique: Unique, result: i32) {
+    pub(super) fn answer_ioctl(&self, unique: Unique, result: i32) {
         let answer = wire::IoctlOut {
             result,
             flags: 0,
@@ -578,7 +579,7 @@ impl Instance {
         }
     }
 
-    fn init(&mut self, unique: Unique, init: &wire::InitIn) {
+    pub(super) fn init(&mut self, unique: Unique, init: &wire::InitIn) {
         let offered = u64::from(init.flags) | u64::from(init.flags2) << 32;
         let agreed = offered & WANTED;
         if init.major != wire::MAJOR || init.minor < wire::MINOR || agreed & flag::HAS_RESEND == 0 {
@@ -657,7 +658,7 @@ impl Instance {
 }
 
 /// What a read of `size` bytes at `offset` returns.
-fn part(bytes: &[u8], offset: u64, size: u32) -> &[u8] {
+pub(super) fn part(bytes: &[u8], offset: u64, size: u32) -> &[u8] {
     let start = usize::try_from(offset).map_or(bytes.len(), |offset| offset.min(bytes.len()));
     let size = usize::try_from(size).unwrap_or(usize::MAX);
     &bytes[start..bytes.len().min(start.saturating_add(size))]

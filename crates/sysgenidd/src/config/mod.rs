@@ -19,7 +19,7 @@ use serde::Deserialize;
 use serde::Serialize;
 use toml::Spanned;
 
-use crate::backends::Kind;
+use crate::noticing::Kind;
 
 /// The file that is read when none is named.
 pub const DEFAULT_PATH: &str = "/etc/sysgenid/sysgenidd.toml";
@@ -684,7 +684,7 @@ mod tests {
 
     #[test]
     fn the_example_of_the_package_is_what_holds_without_a_file() {
-        let example = include_str!("../../../packaging/sysgenidd/sysgenidd.toml");
+        let example = include_str!("../../../../packaging/sysgenidd/sysgenidd.toml");
         assert_eq!(Config::parse(example), Config::parse(""));
         // With its comments taken off, it shows keys that exist.
         let shown: String = example

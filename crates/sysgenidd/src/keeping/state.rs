@@ -14,8 +14,8 @@ use rustix::io::{self, Errno};
 use sysgenid_core::{Access, Epoch, Generation, History, LastRead, Node, WatcherRecord};
 
 use crate::fault;
-use crate::fuse::BackingId;
-use crate::storage::Storage;
+use crate::keeping::storage::Storage;
+use crate::protocol::BackingId;
 
 /// The kind and version of the layout; a daemon takes over from its own kind only.
 const MAGIC: u64 = u64::from_be_bytes(*b"sysgen\0\x01");
@@ -95,9 +95,9 @@ pub struct Record {
     pub trigger: u64,
     /// The parent's epoch that this instance has followed.
     pub parent_epoch: Epoch,
-    /// [`Restores`](crate::backends::Restores), in words.
+    /// [`Restores`](crate::noticing::Restores), in words.
     pub restores: [u64; 4],
-    /// How far each backend has looked, in the order of [`Kind::ALL`](crate::backends::Kind::ALL).
+    /// How far each backend has looked, in the order of [`Kind::ALL`](crate::noticing::Kind::ALL).
     pub positions: [Option<u64>; 3],
 }
 

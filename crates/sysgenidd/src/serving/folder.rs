@@ -7,12 +7,12 @@ use rustix::io::Errno;
 use sysgenid_core::Node;
 use zerocopy::IntoBytes;
 
-use crate::fuse::Unique;
-use crate::fuse::wire::{self, fopen};
-use crate::node::{self, File};
-use crate::report;
+use crate::protocol::Unique;
+use crate::protocol::wire::{self, fopen};
+use crate::serving::files::{self, File};
+use crate::serving::report;
 
-use super::{Instance, part};
+use super::instance::{Instance, part};
 
 /// How long the kernel may remember names and attributes, in seconds. It is told when they change.
 const VALID: u64 = 86_400;
@@ -22,27 +22,27 @@ const REPORT: u64 = 1 << 63;
 
 impl Instance {
     pub(super) fn attributes(&self, inode: u64) -> Option<wire::Attr> {
-        if inode == node::ROOT {
-            return Some(node::folder_attributes());
+        if inode == files::ROOT {
+            return Some(files::folder_attributes());
         }
         let file = File::at(inode)?;
         let [sysgenid, vmgenid] = self.settings.access;
         Some(match file {
-            File::Node(Node::Sysgenid) => node::attributes(Node::Sysgenid, sysgenid),
-            File::Node(Node::Vmgenid) => node::attributes(Node::Vmgenid, vmgenid),
+            File::Node(Node::Sysgenid) => files::attributes(Node::Sysgenid, sysgenid),
+            File::Node(Node::Vmgenid) => files::attributes(Node::Vmgenid, vmgenid),
             // It names the programs of all users.
-            File::Watchers => node::report_attributes(
+            File::Watchers => files::report_attributes(
                 file,
                 report::longest(self.watchers()),
-                node::Access {
+                files::Access {
                     mode: 0o440,
                     ..sysgenid
                 },
             ),
-            File::Status | File::Metrics => node::report_attributes(
+            File::Status | File::Metrics => files::report_attributes(
                 file,
                 report::longest(0),
-                node::Access {
+                files::Access {
                     mode: 0o444,
                     uid: 0,
                     gid: 0,
@@ -53,7 +53,7 @@ impl Instance {
 
     pub(super) fn look_up(&self, unique: Unique, folder: u64, name: &[u8]) {
         let found = File::named(name)
-            .filter(|_| folder == node::ROOT)
+            .filter(|_| folder == files::ROOT)
             .and_then(|file| Some((file, self.attributes(file.inode())?)));
         match found {
             Some((file, attr)) => self.connection.answer(
@@ -110,7 +110,7 @@ impl Instance {
     }
 
     pub(super) fn read_folder(&self, unique: Unique, offset: u64, size: u32) {
-        let dots = [(node::ROOT, 4, "."), (node::ROOT, 4, "..")];
+        let dots = [(files::ROOT, 4, "."), (files::ROOT, 4, "..")];
         let files = File::ALL.map(|file| (file.inode(), 8, file.name()));
         let mut entries = Vec::new();
         let first = usize::try_from(offset).unwrap_or(usize::MAX);

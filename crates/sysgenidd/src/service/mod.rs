@@ -73,7 +73,7 @@ enum Link {
     /// systemd, and whoever speaks its protocol. A socket is made for each message: the daemon may
     /// live longer than the manager's.
     Address(SocketAddrUnix),
-    /// The socket that [`crate::supervise`] shares with its child alone.
+    /// The socket that [`crate::keeping::supervise`] shares with its child alone.
     Pair(OwnedFd),
 }
 

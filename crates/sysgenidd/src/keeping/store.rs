@@ -3,7 +3,7 @@
 //! The fd store: what outlives this process at its service manager.
 //!
 //! systemd keeps descriptors for a service (`FileDescriptorStoreMax=`), and so does
-//! [`crate::supervise`]. A descriptor is kept from the moment in which [`Store::keep`] returns: the
+//! [`crate::keeping::supervise`]. A descriptor is kept from the moment in which [`Store::keep`] returns: the
 //! message then lies in a queue of the kernel, which the manager empties before it deals with the end
 //! of this process. [`Store::barrier`] waits until it is known to have been read.
 
@@ -228,7 +228,7 @@ impl Inherited {
     }
 }
 
-/// What [`crate::supervise`] tells its child in `$SYSGENIDD_SUPERVISED`, on one line:
+/// What [`crate::keeping::supervise`] tells its child in `$SYSGENIDD_SUPERVISED`, on one line:
 /// `SUPERVISOR NOTIFY FD=NAME ...`.
 ///
 /// Unlike `LISTEN_FDS` it names each number, because moving descriptors to fixed numbers between
@@ -342,7 +342,7 @@ mod tests {
     }
 
     fn received(peer: &UnixDatagram) -> (String, Vec<OwnedFd>) {
-        crate::supervise::receive(peer.as_fd(), rustix::net::RecvFlags::empty())
+        crate::keeping::supervise::receive(peer.as_fd(), rustix::net::RecvFlags::empty())
             .unwrap()
             .unwrap()
     }

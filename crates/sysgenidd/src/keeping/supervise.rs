@@ -58,13 +58,13 @@ use signal_hook::consts::SIGTERM;
 use signal_hook::consts::SIGUSR1;
 
 use crate::control;
-use crate::keeper;
-use crate::mounts;
-use crate::publish;
+use crate::keeping::keeper;
+use crate::keeping::store;
+use crate::keeping::store::Handover;
+use crate::placing::mounts;
+use crate::placing::publish;
 use crate::service;
 use crate::service::Manager;
-use crate::store;
-use crate::store::Handover;
 
 /// Exits within this time count towards the restart limit.
 const WINDOW: Duration = Duration::from_secs(10);
@@ -529,8 +529,8 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::path::Path;
 
-    use crate::fuse::FILE_SYSTEM_TYPE;
-    use crate::store::Store;
+    use crate::keeping::store::Store;
+    use crate::protocol::FILE_SYSTEM_TYPE;
 
     use super::*;
 
@@ -540,7 +540,7 @@ mod tests {
     const LIMIT: &str = "3";
 
     fn part(name: &str) -> Vec<OsString> {
-        let test = format!("supervise::tests::{name}");
+        let test = format!("keeping::supervise::tests::{name}");
         ["--exact", test.as_str(), "--ignored", "--nocapture", "-q"]
             .map(OsString::from)
             .to_vec()

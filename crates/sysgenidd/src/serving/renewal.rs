@@ -17,9 +17,9 @@ use rustix::io;
 use rustix::process::{Pid, PidfdFlags};
 use sysgenid_core::Generation;
 
-use crate::fuse::Connection;
-use crate::node;
-use crate::storage::Storage;
+use crate::keeping::storage::Storage;
+use crate::protocol::Connection;
+use crate::serving::files;
 
 /// The size of the page that programs map, in bytes.
 pub(crate) const PAGE: usize = 4096;
@@ -50,7 +50,7 @@ pub fn run() -> anyhow::Result<()> {
     loop {
         let generation = original.first_u32().load(Ordering::Acquire);
         let page = page(Generation::new(generation));
-        for inode in node::NODES {
+        for inode in files::NODES {
             connection.notify_store(inode, &page);
         }
         // This may have waited for so long that others have stored what is newer. Whoever comes last must

@@ -7,10 +7,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sysgenid_core::{Epoch, Node};
 
-use crate::backends::Kind;
 use crate::clock;
-use crate::instance::Instance;
-use crate::state::{Mapping, Slot};
+use crate::keeping::state::{Mapping, Slot};
+use crate::noticing::Kind;
+use crate::serving::instance::Instance;
 
 /// A backend, as the daemon sees it.
 #[derive(Clone, Debug)]

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::clock;
-use crate::fuse::{Buffer, Operation, Received, Request};
-use crate::process;
-use crate::renewal::Renewals;
-use crate::report;
-use crate::state::Mapping;
+use crate::judging::process;
+use crate::keeping::state::Mapping;
+use crate::protocol::{Buffer, Operation, Received, Request};
+use crate::serving::renewal::Renewals;
+use crate::serving::report;
 
-use super::Instance;
+use super::instance::Instance;
 
 /// For how long a watcher in doubt is looked after, in nanoseconds, and how often.
 const DOUBT: u64 = 200_000_000;
