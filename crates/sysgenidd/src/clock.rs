@@ -1,12 +1,21 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The clock that time-outs and ages are measured by. It is the same for a successor.
+//! The clocks that time-outs and ages are measured by. They are the same for a successor.
 
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
-/// Nanoseconds of the monotonic clock.
+/// Nanoseconds of the monotonic clock, which stands still while the machine sleeps: for time-outs.
 pub(crate) fn now() -> u64 {
-    let time = clock_gettime(ClockId::Monotonic);
+    nanoseconds(ClockId::Monotonic)
+}
+
+/// Nanoseconds of the clock that goes on while the machine sleeps: for when something happened.
+pub(crate) fn boottime() -> u64 {
+    nanoseconds(ClockId::Boottime)
+}
+
+fn nanoseconds(clock: ClockId) -> u64 {
+    let time = clock_gettime(clock);
     // Neither part is ever negative, and the sum lasts for 584 years.
     time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
 }

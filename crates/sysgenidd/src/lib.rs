@@ -5,6 +5,7 @@
 //! It exists as a library so that its parts can be tested and fuzzed; the program is `sysgenidd`.
 
 mod clock;
+pub mod command;
 pub mod config;
 pub mod control;
 pub mod daemon;

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The system calls of the backends and the capability check that need `unsafe`, each behind a safe
-//! function.
+//! The system calls of the backends, of the capability check and of the keeping that need `unsafe`, each
+//! behind a safe function.
 
 use std::ffi::{c_int, c_void};
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::{ptr, slice};
 
 use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
-use rustix::ioctl::{Getter, Ioctl, IoctlOutput, Opcode, opcode};
+use rustix::ioctl::{Getter, Ioctl, IoctlOutput, NoArg, Opcode, opcode};
 use rustix::mm::{MapFlags, ProtFlags};
 
 /// The group of the ioctls of a namespace's file (`include/uapi/linux/nsfs.h`).
@@ -17,6 +17,8 @@ const NSFS: u8 = 0xb7;
 const NS_GET_PARENT: Opcode = opcode::none(NSFS, 2);
 const NS_GET_NSTYPE: Opcode = opcode::none(NSFS, 3);
 const NS_GET_OWNER_UID: Opcode = opcode::none(NSFS, 4);
+
+const RNDRESEEDCRNG: Opcode = opcode::none(b'R', 7);
 
 /// The type of a user namespace, as [`namespace_type`] returns it (`CLONE_NEWUSER`).
 pub(crate) const USER_NAMESPACE: c_int = 0x1000_0000;
@@ -69,43 +71,121 @@ pub(crate) fn owner_of_user_namespace(namespace: impl AsFd) -> Result<u32, Errno
     unsafe { rustix::ioctl::ioctl(namespace, Getter::<NS_GET_OWNER_UID, u32>::new()) }
 }
 
-/// The first four bytes that a program would see that maps `file`.
+/// Whether no other descriptor of a file is open, and no mapping of it is left, anywhere. The file must
+/// belong to this process's user, and be open for writing.
+///
+/// That is what the kernel examines before it grants a lease. A file system without leases is `EINVAL`.
+pub(crate) fn is_open_nowhere_else(file: impl AsFd) -> Result<bool, Errno> {
+    // The same number wherever this program runs (`asm-generic/fcntl.h`).
+    const F_SETSIG: c_int = 10;
+    let control = |command: c_int, argument: c_int| {
+        // SAFETY: these commands take a number, and look at no memory of this process.
+        let result = unsafe { libc::fcntl(file.as_fd().as_raw_fd(), command, argument) };
+        let failed = || std::io::Error::last_os_error().raw_os_error();
+        match result {
+            0.. => Ok(()),
+            _ => Err(Errno::from_raw_os_error(failed().unwrap_or(libc::EIO))),
+        }
+    };
+    // Who opens the file in this very moment breaks the lease, and its holder is told by this signal, which
+    // is ignored; the usual one would end it.
+    control(F_SETSIG, libc::SIGURG)?;
+    match control(libc::F_SETLEASE, c_int::from(libc::F_WRLCK)) {
+        Ok(()) => {
+            control(libc::F_SETLEASE, c_int::from(libc::F_UNLCK))?;
+            Ok(true)
+        }
+        Err(Errno::AGAIN) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The first eight bytes of a mapped file, as a program sees them that maps it.
 ///
 /// The kernel copies them. So a file whose page cannot be had (its server died) is `EFAULT`, where a load
 /// would be a SIGBUS.
-pub(crate) fn mapped_word(file: impl AsFd) -> Result<u32, Errno> {
-    const LENGTH: usize = size_of::<u32>();
-    // SAFETY: the address is the kernel's to choose, so that no other memory is replaced.
-    let start = unsafe {
-        rustix::mm::mmap(
-            ptr::null_mut(),
-            LENGTH,
-            ProtFlags::READ,
-            MapFlags::SHARED,
-            file,
-            0,
-        )?
-    };
-    let copied = copy_of(start);
-    // SAFETY: the mapping was made above, and nothing refers to it any more.
-    let unmapped = unsafe { rustix::mm::munmap(start, LENGTH) };
-    debug_assert!(unmapped.is_ok());
-    copied.map(u32::from_ne_bytes)
+#[derive(Debug)]
+pub(crate) struct MappedWord {
+    start: *mut c_void,
+    /// Where the kernel copies to.
+    copy: OwnedFd,
 }
 
-/// Four bytes from `start`, the start of a live mapping, by way of a file.
-fn copy_of(start: *const c_void) -> Result<[u8; 4], Errno> {
-    let file = rustix::fs::memfd_create(c"mapped-word", MemfdFlags::CLOEXEC)?;
-    let mut copy = [0; 4];
-    // SAFETY: the mapping has a page from `start` on and lives until this returns. The slice is handed to
-    // the kernel only: nothing here looks at the bytes, which may change or be missing.
-    let mapped = unsafe { slice::from_raw_parts(start.cast::<u8>(), copy.len()) };
-    if rustix::io::pwrite(&file, mapped, 0)? != copy.len()
-        || rustix::io::pread(&file, &mut copy, 0)? != copy.len()
-    {
-        return Err(Errno::IO);
+impl MappedWord {
+    const LENGTH: usize = size_of::<u64>();
+
+    /// Maps `file`, which then stays open for as long as this lives.
+    ///
+    /// # Errors
+    ///
+    /// Those of `mmap(2)` and `memfd_create(2)`.
+    pub(crate) fn new(file: impl AsFd) -> Result<Self, Errno> {
+        let copy = rustix::fs::memfd_create(c"mapped-word", MemfdFlags::CLOEXEC)?;
+        // SAFETY: the address is the kernel's to choose, so that no other memory is replaced.
+        let start = unsafe {
+            rustix::mm::mmap(
+                ptr::null_mut(),
+                Self::LENGTH,
+                ProtFlags::READ,
+                MapFlags::SHARED,
+                file,
+                0,
+            )?
+        };
+        Ok(Self { start, copy })
     }
-    Ok(copy)
+
+    /// The bytes as they are now, all of one moment.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` if there is no page; `EAGAIN` if they change all the time.
+    pub(crate) fn load(&self) -> Result<u64, Errno> {
+        /// A page changes once a restore.
+        const MOST_ATTEMPTS: usize = 100;
+        // The kernel's copy is not promised to be of one moment; two equal ones are.
+        let mut last = self.copied()?;
+        for _ in 0..MOST_ATTEMPTS {
+            let next = self.copied()?;
+            if next == last {
+                return Ok(u64::from_ne_bytes(next));
+            }
+            last = next;
+        }
+        Err(Errno::AGAIN)
+    }
+
+    fn copied(&self) -> Result<[u8; Self::LENGTH], Errno> {
+        let mut copy = [0; Self::LENGTH];
+        // SAFETY: the mapping has a page from `start` on and lives as long as `self`. The slice is handed to
+        // the kernel only: nothing here looks at the bytes, which may change or be missing.
+        let mapped = unsafe { slice::from_raw_parts(self.start.cast::<u8>(), copy.len()) };
+        if rustix::io::pwrite(&self.copy, mapped, 0)? != copy.len()
+            || rustix::io::pread(&self.copy, &mut copy, 0)? != copy.len()
+        {
+            return Err(Errno::IO);
+        }
+        Ok(copy)
+    }
+}
+
+impl Drop for MappedWord {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `new`, and nothing refers to it any more.
+        let unmapped = unsafe { rustix::mm::munmap(self.start, Self::LENGTH) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
+
+/// Makes the kernel's generator over from its pool (`RNDRESEEDCRNG` of `include/uapi/linux/random.h`).
+/// `random` is `/dev/random`; another file's driver may understand the number differently.
+///
+/// # Errors
+///
+/// `EPERM` without `CAP_SYS_ADMIN`; `ENODATA` if the generator was never ready yet.
+pub(crate) fn reseed(random: impl AsFd) -> Result<(), Errno> {
+    // SAFETY: the request takes no argument.
+    unsafe { rustix::ioctl::ioctl(random, NoArg::<RNDRESEEDCRNG>::new()) }
 }
 
 #[cfg(test)]
@@ -120,6 +200,7 @@ mod tests {
         assert_eq!(NS_GET_PARENT, 0xb702);
         assert_eq!(NS_GET_NSTYPE, 0xb703);
         assert_eq!(NS_GET_OWNER_UID, 0xb704);
+        assert_eq!(RNDRESEEDCRNG, 0x5207);
     }
 
     #[test]
@@ -133,14 +214,18 @@ mod tests {
     #[test]
     fn a_word_is_seen_as_a_mapping_shows_it() {
         let mut file = tempfile::tempfile().expect("a file");
-        file.write_all(&0xfeed_f00d_u32.to_ne_bytes())
+        file.write_all(&0xfeed_f00d_dead_beef_u64.to_ne_bytes())
             .expect("room for a word");
-        assert_eq!(mapped_word(&file), Ok(0xfeed_f00d));
+        let word = MappedWord::new(&file).expect("a mapping");
+        assert_eq!(word.load(), Ok(0xfeed_f00d_dead_beef));
+        rustix::io::pwrite(&file, &7_u64.to_ne_bytes(), 0).expect("room for a word");
+        assert_eq!(word.load(), Ok(7));
     }
 
     #[test]
     fn a_page_that_is_not_there_is_an_error_and_no_signal() {
         let empty = tempfile::tempfile().expect("a file");
-        assert_eq!(mapped_word(&empty), Err(Errno::FAULT));
+        let word = MappedWord::new(&empty).expect("a mapping");
+        assert_eq!(word.load(), Err(Errno::FAULT));
     }
 }

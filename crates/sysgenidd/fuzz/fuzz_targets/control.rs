@@ -5,14 +5,14 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use sysgenidd::control;
+use sysgenidd::control::messages;
 
 fuzz_target!(|line: &[u8]| {
-    let Ok(request) = control::parse_request(line) else {
+    let Ok(message) = messages::parse(line) else {
         return;
     };
     // What is understood can be said, on one line.
-    let said = serde_json::to_vec(&request).unwrap();
+    let said = serde_json::to_vec(&message).unwrap();
     assert!(!said.contains(&b'\n'));
-    assert_eq!(control::parse_request(&said).unwrap(), request);
+    assert_eq!(messages::parse(&said).unwrap(), message);
 });

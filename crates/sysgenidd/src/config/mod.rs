@@ -1,31 +1,42 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The configuration file: which instances there are, whose nodes they have, and who notices changes.
+//! The configuration file: which instances there are, whose nodes they have, who notices changes, and how much
+//! anybody may take.
 //!
 //! Parsing is pure: it resolves no name and opens no file, so that a file is judged in the same way
 //! on every machine. Users and groups become numbers by [`Accounts`], when nodes are made.
 
+pub mod accounts;
+pub mod definition;
+pub mod publish;
+
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io;
+use std::num::NonZeroU32;
 use std::ops::Range;
-use std::path::Component;
 use std::path::Path;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde::Serialize;
 use toml::Spanned;
 
 use crate::noticing::Kind;
 
+pub use self::accounts::Accounts;
+pub use self::accounts::Ownership;
+pub use self::definition::Account;
+pub use self::definition::Attributes;
+pub use self::definition::InstanceName;
+pub use self::definition::Mode;
+pub use self::definition::Parent;
+pub use self::definition::check_attributes;
+pub use self::definition::check_directory;
+pub use self::definition::process_of;
+pub use self::publish::Publish;
+
 /// The file that is read when none is named.
 pub const DEFAULT_PATH: &str = "/etc/sysgenid/sysgenidd.toml";
-
-/// The group whose members may acknowledge on the host's nodes, where it exists.
-const HOST_GROUP: &str = "sysgenid";
 
 /// Why there is no configuration to work with.
 #[derive(Debug, thiserror::Error)]
@@ -88,11 +99,13 @@ pub struct Config {
     /// Where the folders of the instances are mounted.
     pub directory: PathBuf,
     /// Whether `/dev/sysgenid` and `/dev/vmgenid` lead to the host's nodes.
-    pub publish: bool,
+    pub publish: Publish,
     /// Whether to map the page directly where the kernel can.
     pub passthrough: bool,
     /// Who notices changes of the host.
     pub backends: Backends,
+    /// How much anybody may take.
+    pub limits: Limits,
     /// The instances by name; the host's own is always among them.
     pub instances: BTreeMap<InstanceName, Attributes>,
 }
@@ -108,81 +121,38 @@ pub struct Backends {
     pub kmsg: PathBuf,
     /// A node of another front end.
     pub parent: PathBuf,
-    /// How often to look at a vmclock device that cannot tell, where `kmsg` is of no use either.
+    /// How often to look at a vmclock device that cannot tell, where no other backend notices restores.
     pub vmclock_interval: Option<Duration>,
 }
 
-/// What is decided for one instance; also what `sysgenidd instance add` sends.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// How much anybody may take, so that nobody pays for a stranger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Attributes {
-    /// Whose changes bump this instance too; an instance says `host` unless it says otherwise.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub parent: Option<Parent>,
-    /// The user namespace in which the capability is judged; the daemon's own if absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub user_namespace: Option<PathBuf>,
-    /// Who owns the nodes; the root of the user namespace if absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub user: Option<Account>,
-    /// The nodes' group; the root group of the user namespace if absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub group: Option<Account>,
-    /// The mode of `sysgenid`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sysgenid_mode: Option<Mode>,
-    /// The mode of `vmgenid`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub vmgenid_mode: Option<Mode>,
+pub struct Limits {
+    /// Watchers of one instance.
+    pub watchers: NonZeroU32,
+    /// Watchers of one user in one instance.
+    pub watchers_per_user: NonZeroU32,
+    /// Open `watchers`, `status` and `metrics` files of one user in one instance.
+    pub reports: NonZeroU32,
+    /// Instances, the host's own among them.
+    pub instances: NonZeroU32,
+    /// Triggers in a second of those who are not root of the machine, in one instance.
+    pub tenant_triggers_a_second: NonZeroU32,
 }
 
-/// Whose changes bump an instance too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Parent {
-    /// The host's instance.
-    Host,
-    /// Nobody's.
-    None,
+impl Default for Limits {
+    fn default() -> Self {
+        let number = |number| NonZeroU32::new(number).unwrap_or(NonZeroU32::MIN);
+        Self {
+            watchers: number(1 << 20),
+            watchers_per_user: number(1 << 17),
+            reports: number(64),
+            instances: number(10_000),
+            tenant_triggers_a_second: number(20),
+        }
+    }
 }
-
-/// A user or a group, by name or number.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Account {
-    /// A number, as the daemon's user namespace counts.
-    Number(u32),
-    /// A name of `/etc/passwd` or `/etc/group`.
-    Name(String),
-}
-
-/// Who owns the nodes of an instance, and who may do what with them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ownership {
-    /// The owner.
-    pub user: u32,
-    /// The group.
-    pub group: u32,
-    /// The mode of `sysgenid`.
-    pub sysgenid_mode: Mode,
-    /// The mode of `vmgenid`.
-    pub vmgenid_mode: Mode,
-}
-
-/// Permission bits of a node: nobody executes one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Mode(u16);
-
-/// The name of an instance: also that of a folder, of a device in a container, and part of the name
-/// of a stored file descriptor.
-///
-/// Lower-case letters, digits, `.`, `_` and `-`; begins and ends with a letter or digit, as devices of
-/// the Container Device Interface must; at most 64 characters, so that the usual identifier of a
-/// container fits.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct InstanceName(String);
 
 impl Config {
     /// Reads the file at `path`, or the default one, which may be absent.
@@ -238,7 +208,7 @@ impl Config {
         let mut instances = BTreeMap::new();
         for (name, attributes) in file.instances {
             let span = attributes.span();
-            let attributes = attributes.into_inner();
+            let Section(attributes) = attributes.into_inner();
             check_attributes(&name, &attributes).map_err(|reason| at(span, reason))?;
             instances.insert(name, attributes);
         }
@@ -256,6 +226,7 @@ impl Config {
                 parent: file.backends.parent,
                 vmclock_interval: (milliseconds > 0).then(|| Duration::from_millis(milliseconds)),
             },
+            limits: file.limits,
             instances,
         })
     }
@@ -268,288 +239,20 @@ impl Default for Config {
     }
 }
 
-/// What holds for the daemon's folder, whether a file or the command line names it.
-///
-/// # Errors
-///
-/// What is wrong, on one line.
-pub fn check_directory(directory: &Path) -> Result<(), String> {
-    let plain = directory
-        .components()
-        .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
-    if directory.is_absolute() && plain && directory.parent().is_some() {
-        return Ok(());
-    }
-    Err(format!(
-        "directory \"{}\" is not an absolute path of a folder of its own",
-        directory.display()
-    ))
-}
-
-/// What holds for every instance, whether a file or a request defines it.
-///
-/// # Errors
-///
-/// What is wrong, on one line.
-pub fn check_attributes(name: &InstanceName, attributes: &Attributes) -> Result<(), String> {
-    if name.is_host() && attributes.parent.is_some() {
-        return Err("instance host cannot have a parent; remove `parent`".to_owned());
-    }
-    if name.is_host() && attributes.user_namespace.is_some() {
-        return Err(
-            "instance host belongs to the daemon's user namespace; remove `user-namespace`"
-                .to_owned(),
-        );
-    }
-    if let Some(path) = &attributes.user_namespace
-        && !path.is_absolute()
-    {
-        return Err(format!(
-            "instance {name}: user-namespace = \"{}\" is not an absolute path",
-            path.display()
-        ));
-    }
-    Ok(())
-}
-
-impl Attributes {
-    /// Whose changes bump the instance of this name too.
-    #[must_use]
-    pub fn parent_of(&self, name: &InstanceName) -> Parent {
-        if name.is_host() {
-            return Parent::None;
-        }
-        self.parent.unwrap_or(Parent::Host)
-    }
-
-    /// Turns names into numbers. `root_of` says which user and group are root in the namespace of a process,
-    /// `/proc/PID`, or why that is not known.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::UnknownAccount`] and [`Error::UnknownRoot`].
-    pub fn ownership(
-        &self,
-        name: &InstanceName,
-        accounts: &Accounts,
-        root_of: impl FnOnce(&Path) -> Result<(u32, u32), String>,
-    ) -> Result<Ownership, Error> {
-        let unknown = |kind, account: &str| Error::UnknownAccount {
-            instance: name.clone(),
-            kind,
-            name: account.to_owned(),
-        };
-        let (root_user, root_group) = match &self.user_namespace {
-            Some(path) if self.user.is_none() || self.group.is_none() => {
-                let found = match process_of(path) {
-                    Some(process) => root_of(process),
-                    None => Err("it does not name a process, as /proc/PID/ns/user does".to_owned()),
-                };
-                found.map_err(|reason| Error::UnknownRoot {
-                    instance: name.clone(),
-                    path: path.clone(),
-                    reason,
-                })?
-            }
-            _ => (0, 0),
-        };
-        let user = match &self.user {
-            Some(Account::Number(number)) => *number,
-            Some(Account::Name(user)) => {
-                accounts.user(user).ok_or_else(|| unknown("user", user))?
-            }
-            None => root_user,
-        };
-        let host_group = || accounts.group(HOST_GROUP).filter(|_| name.is_host());
-        let (group, writes) = match &self.group {
-            Some(Account::Number(number)) => (*number, true),
-            Some(Account::Name(group)) => {
-                let number = accounts
-                    .group(group)
-                    .ok_or_else(|| unknown("group", group))?;
-                (number, true)
-            }
-            None => match host_group() {
-                Some(number) => (number, true),
-                None => (root_group, false),
-            },
-        };
-        Ok(Ownership {
-            user,
-            group,
-            // Whoever names a group means it to acknowledge, which takes the right to write.
-            sysgenid_mode: self
-                .sysgenid_mode
-                .unwrap_or(Mode(if writes { 0o664 } else { 0o644 })),
-            vmgenid_mode: self.vmgenid_mode.unwrap_or(Mode(0o600)),
-        })
-    }
-}
-
-impl Mode {
-    /// The permission bits.
-    #[must_use]
-    pub fn bits(self) -> u16 {
-        self.0
-    }
-}
-
-impl FromStr for Mode {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        // Rust's own parser also takes a sign.
-        let octal = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        match u16::from_str_radix(text, 8) {
-            Ok(bits) if octal && bits & !0o666 == 0 => Ok(Self(bits)),
-            Ok(bits) if octal && bits & !0o777 == 0 => Err(format!(
-                "mode \"{text}\" lets somebody execute a node; use read (4) and write (2) only"
-            )),
-            _ => Err(format!("mode \"{text}\" is not octal, such as \"0644\"")),
-        }
-    }
-}
-
-impl TryFrom<String> for Mode {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<Mode> for String {
-    fn from(mode: Mode) -> Self {
-        mode.to_string()
-    }
-}
-
-impl fmt::Display for Mode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:04o}", self.0)
-    }
-}
-
-impl InstanceName {
-    const LONGEST: usize = 64;
-
-    /// The name of the machine's own instance.
-    #[must_use]
-    pub fn host() -> Self {
-        Self("host".to_owned())
-    }
-
-    /// Whether this is the machine's own instance.
-    #[must_use]
-    pub fn is_host(&self) -> bool {
-        self.0 == "host"
-    }
-
-    /// The name as text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for InstanceName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let letter_or_digit = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-        let bytes = text.as_bytes();
-        let ends = [bytes.first(), bytes.last()]
-            .into_iter()
-            .all(|end| end.is_some_and(|&byte| letter_or_digit(byte)));
-        let rest = bytes
-            .iter()
-            .all(|&byte| letter_or_digit(byte) || b"._-".contains(&byte));
-        if !ends || !rest || bytes.len() > Self::LONGEST {
-            return Err(format!(
-                "`{}` cannot name an instance; use 1 to {} of a-z, 0-9, `.`, `_`, `-`, with a letter or digit at both ends",
-                text.escape_debug(),
-                Self::LONGEST
-            ));
-        }
-        Ok(Self(text.to_owned()))
-    }
-}
-
-impl TryFrom<String> for InstanceName {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<InstanceName> for String {
-    fn from(name: InstanceName) -> Self {
-        name.0
-    }
-}
-
-impl fmt::Display for InstanceName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// The users and groups of this machine's files.
-///
-/// The C library would ask more sources, by loading libraries of its own, which a statically linked
-/// daemon cannot. Whoever keeps accounts elsewhere can give numbers.
-#[derive(Clone, Debug, Default)]
-pub struct Accounts {
-    passwd: String,
-    group: String,
-}
-
-impl Accounts {
-    /// Reads `/etc/passwd` and `/etc/group`; one that cannot be read has no names.
-    #[must_use]
-    pub fn read() -> Self {
-        Self {
-            passwd: std::fs::read_to_string("/etc/passwd").unwrap_or_default(),
-            group: std::fs::read_to_string("/etc/group").unwrap_or_default(),
-        }
-    }
-
-    fn user(&self, name: &str) -> Option<u32> {
-        third_field(&self.passwd, name)
-    }
-
-    fn group(&self, name: &str) -> Option<u32> {
-        third_field(&self.group, name)
-    }
-}
-
-/// The number of a name: both files have `name:password:number` on each line.
-fn third_field(file: &str, name: &str) -> Option<u32> {
-    file.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok())?
-    })
-}
-
-/// The folder of the process by which a user namespace is named: `/proc/PID` of `/proc/PID/ns/user`.
-pub fn process_of(namespace: &Path) -> Option<&Path> {
-    let process = namespace.parent()?.parent()?;
-    let pid = process.strip_prefix("/proc").ok()?.to_str()?;
-    let is_pid = !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit());
-    (namespace.ends_with("ns/user") && is_pid).then_some(process)
-}
-
 /// The file as it is written.
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 struct File {
     directory: Spanned<PathBuf>,
-    publish: bool,
+    publish: Publish,
     passthrough: bool,
     backends: BackendsSection,
-    instances: BTreeMap<InstanceName, Spanned<Attributes>>,
+    limits: Limits,
+    instances: BTreeMap<InstanceName, Spanned<Section>>,
 }
+
+#[derive(Deserialize)]
+struct Section(#[serde(deserialize_with = "Attributes::written")] Attributes);
 
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -566,9 +269,10 @@ impl Default for File {
     fn default() -> Self {
         Self {
             directory: Spanned::new(0..0, PathBuf::from("/run/sysgenid")),
-            publish: false,
+            publish: Publish::default(),
             passthrough: true,
             backends: BackendsSection::default(),
+            limits: Limits::default(),
             instances: BTreeMap::new(),
         }
     }
@@ -607,27 +311,23 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn accounts() -> Accounts {
-        Accounts {
-            passwd: "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34::/:/bin/false\n".to_owned(),
-            group: "root:x:0:\nweb:x:34:\nsysgenid:x:970:alice,bob\nbad:x:nonsense:\n".to_owned(),
-        }
-    }
-
     #[test]
     fn an_empty_file_says_what_the_manual_says() {
         let config = Config::parse("").unwrap();
         assert_eq!(config.directory, Path::new("/run/sysgenid"));
-        assert!(!config.publish);
+        assert_eq!(config.publish, Publish::Never);
         assert!(config.passthrough);
-        assert_eq!(
-            config.backends.order,
-            [Kind::Vmclock, Kind::Kmsg, Kind::Parent]
-        );
+        assert_eq!(config.backends.order, Kind::ALL);
         assert_eq!(
             config.backends.vmclock_interval,
             Some(Duration::from_millis(100))
         );
+        let limits = config.limits;
+        assert_eq!(limits.watchers.get(), 1_048_576);
+        assert_eq!(limits.watchers_per_user.get(), 131_072);
+        assert_eq!(limits.reports.get(), 64);
+        assert_eq!(limits.instances.get(), 10_000);
+        assert_eq!(limits.tenant_triggers_a_second.get(), 20);
         assert_eq!(
             config.instances.into_iter().collect::<Vec<_>>(),
             [(InstanceName::host(), Attributes::default())]
@@ -639,7 +339,7 @@ mod tests {
         let config = Config::parse(
             r#"
             directory = "/srv/generations"
-            publish = true
+            publish = "always"
             passthrough = false
             [backends]
             use = ["kmsg"]
@@ -647,6 +347,12 @@ mod tests {
             kmsg = "/dev/log"
             parent = "/dev/other"
             vmclock-interval-ms = 0
+            [limits]
+            watchers = 1
+            watchers-per-user = 2
+            reports = 3
+            instances = 4
+            tenant-triggers-a-second = 5
             [instances.host]
             group = "web"
             [instances.web]
@@ -660,13 +366,22 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.directory, Path::new("/srv/generations"));
-        assert!(config.publish);
+        assert_eq!(config.publish, Publish::Always);
         assert!(!config.passthrough);
         assert_eq!(config.backends.order, [Kind::Kmsg]);
         assert_eq!(config.backends.vmclock, Path::new("/dev/vmclock7"));
         assert_eq!(config.backends.kmsg, Path::new("/dev/log"));
         assert_eq!(config.backends.parent, Path::new("/dev/other"));
         assert_eq!(config.backends.vmclock_interval, None);
+        let limits = config.limits;
+        let numbers = [
+            limits.watchers,
+            limits.watchers_per_user,
+            limits.reports,
+            limits.instances,
+            limits.tenant_triggers_a_second,
+        ];
+        assert_eq!(numbers.map(NonZeroU32::get), [1, 2, 3, 4, 5]);
         let web = &config.instances[&name("web")];
         assert_eq!(
             web,
@@ -697,6 +412,17 @@ mod tests {
     }
 
     #[test]
+    fn what_was_a_switch_once_still_is() {
+        let publish = |value: &str| {
+            Config::parse(&format!("publish = {value}\n"))
+                .unwrap()
+                .publish
+        };
+        assert_eq!(publish("true"), Publish::WhereNoticed);
+        assert_eq!(publish("false"), Publish::Never);
+    }
+
+    #[test]
     fn a_fault_is_told_with_its_line() {
         let (line, reason) = fault("publish = true\npublsh = true\n");
         assert_eq!(line, 2);
@@ -722,6 +448,15 @@ mod tests {
         assert_eq!(line, 2);
         assert!(reason.contains("absolute"), "{reason}");
 
+        let (line, reason) = fault("\npublish = \"sometimes\"\n");
+        assert_eq!(line, 2);
+        assert!(reason.contains("always"), "{reason}");
+        let (line, reason) = fault("\n[instances.web]\ncolour = \"green\"\n");
+        assert_eq!(line, 3);
+        assert!(reason.contains("colour"), "{reason}");
+        let (line, _) = fault("\n[limits]\nwatchers = 0\n");
+        assert_eq!(line, 3);
+
         let (line, _) = fault("\n[instances.web]\nparent = \"other\"\n");
         assert_eq!(line, 3);
         let (_, reason) = fault("[instances.web]\nuser-namespace = \"ns/user\"\n");
@@ -743,128 +478,6 @@ mod tests {
         std::fs::write(&wrong, "\nx = 1\n").unwrap();
         let error = Config::load(Some(&wrong)).unwrap_err().to_string();
         assert!(error.contains("wrong.toml: line 2:"), "{error}");
-    }
-
-    /// For those who need not know who is root.
-    fn nobody(_: &Path) -> Result<(u32, u32), String> {
-        Err("nobody is".to_owned())
-    }
-
-    #[test]
-    fn the_hosts_nodes_belong_to_the_group_where_it_exists() {
-        let host = InstanceName::host();
-        let attributes = Attributes::default();
-        let with = attributes.ownership(&host, &accounts(), nobody).unwrap();
-        assert_eq!((with.user, with.group), (0, 970));
-        assert_eq!(with.sysgenid_mode, Mode(0o664));
-        assert_eq!(with.vmgenid_mode, Mode(0o600));
-        let without = attributes
-            .ownership(&host, &Accounts::default(), nobody)
-            .unwrap();
-        assert_eq!((without.user, without.group), (0, 0));
-        assert_eq!(without.sysgenid_mode, Mode(0o644));
-        let other = attributes
-            .ownership(&name("web"), &accounts(), nobody)
-            .unwrap();
-        assert_eq!((other.group, other.sysgenid_mode), (0, Mode(0o644)));
-    }
-
-    #[test]
-    fn an_account_that_does_not_exist_is_an_error() {
-        let mut attributes = Attributes {
-            user: Some(Account::Name("web".to_owned())),
-            group: Some(Account::Name("nobody-here".to_owned())),
-            ..Attributes::default()
-        };
-        let error = attributes
-            .ownership(&name("web"), &accounts(), nobody)
-            .unwrap_err();
-        assert!(error.to_string().contains("no group `nobody-here`"));
-        attributes.group = Some(Account::Name("bad".to_owned()));
-        assert!(
-            attributes
-                .ownership(&name("web"), &accounts(), nobody)
-                .is_err()
-        );
-        attributes.group = Some(Account::Name("web".to_owned()));
-        let found = attributes
-            .ownership(&name("web"), &accounts(), nobody)
-            .unwrap();
-        assert_eq!((found.user, found.group), (33, 34));
-    }
-
-    #[test]
-    fn the_root_of_a_namespace_owns_its_nodes() {
-        let mut attributes = Attributes {
-            user_namespace: Some("/proc/77/ns/user".into()),
-            ..Attributes::default()
-        };
-        let root_of = |process: &Path| {
-            assert_eq!(process, Path::new("/proc/77"));
-            Ok((100_000, 200_000))
-        };
-        let found = attributes.ownership(&name("web"), &accounts(), root_of);
-        let found = found.unwrap();
-        assert_eq!((found.user, found.group), (100_000, 200_000));
-        assert_eq!(found.sysgenid_mode, Mode(0o644));
-
-        attributes.user_namespace = Some("/run/some/ns".into());
-        attributes.user = Some(Account::Number(5));
-        let error = attributes
-            .ownership(&name("web"), &accounts(), nobody)
-            .unwrap_err();
-        assert!(error.to_string().contains("by number"), "{error}");
-    }
-
-    #[test]
-    fn only_the_namespace_of_a_process_names_one() {
-        let process = |path| process_of(Path::new(path));
-        assert_eq!(process("/proc/12/ns/user"), Some(Path::new("/proc/12")));
-        for path in [
-            "/proc/self/ns/user",
-            "/proc/1/root/ns/user",
-            "/run/ns/user",
-            "/proc/1/ns/pid",
-            "/proc//ns/user",
-            "/",
-        ] {
-            assert_eq!(process(path), None, "{path}");
-        }
-    }
-
-    #[test]
-    fn a_name_is_also_a_folder_and_a_device() {
-        for good in ["host", "a", "0", "web-1.example_x", &"a".repeat(64)] {
-            assert_eq!(name(good).as_str(), good);
-        }
-        let bad = [
-            "",
-            ".",
-            "..",
-            ".control",
-            "-a",
-            "a-",
-            "a.",
-            "A",
-            "a/b",
-            "a b",
-            "a:b",
-            "é",
-            "a\n",
-            &"a".repeat(65),
-        ];
-        for bad in bad {
-            assert!(bad.parse::<InstanceName>().is_err(), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn a_mode_is_octal_and_executes_nothing() {
-        assert_eq!("0644".parse(), Ok(Mode(0o644)));
-        assert_eq!("600".parse(), Ok(Mode(0o600)));
-        for bad in ["", "0755", "1644", "0888", "+644", "-1", "77777777", "rw"] {
-            assert!(bad.parse::<Mode>().is_err(), "{bad:?}");
-        }
     }
 
     fn any_name() -> impl Strategy<Value = InstanceName> {

@@ -4,12 +4,17 @@
 
 use std::os::fd::AsFd;
 
-use crate::clock;
-use crate::config::{InstanceName, Parent};
-use crate::control::{self, Origin, Progress, Request, Response};
-use crate::daemon::watch::Source;
+use anyhow::{Context, bail};
+use sysgenid_core::Generation;
 
-use super::{Daemon, End, RETRY, nanoseconds};
+use crate::clock;
+use crate::config::{Attributes, InstanceName, Parent, check_attributes};
+use crate::control::{self, Added, Origin, Progress, Request, Response, Token};
+use crate::daemon::watch::Source;
+use crate::judging::process::Process;
+
+use super::instances::Wanted;
+use super::{Daemon, End, LISTEN_AGAIN};
 
 /// Somebody at the control socket.
 pub(super) struct Caller {
@@ -28,7 +33,7 @@ impl Daemon {
                     // There may be no descriptor left. The caller waits, and would be reported again at once.
                     tracing::warn!("{error}");
                     self.watch.remove(self.listener.as_fd());
-                    self.listen_at = Some(clock::now() + nanoseconds(RETRY.0));
+                    self.listen_at = Some(clock::now() + LISTEN_AGAIN);
                     return;
                 }
             };
@@ -94,22 +99,16 @@ impl Daemon {
             Request::List => return (Response::Instances(self.list()), None),
             Request::Stop => return (Response::Done, Some(End::Stop)),
             Request::Reload => self.reload(),
-            Request::Add { name, attributes } => match self.find(&name) {
-                Some(_) => Err(anyhow::anyhow!("there is an instance {name} already")),
-                None => crate::config::check_attributes(&name, &attributes)
-                    .map_err(anyhow::Error::msg)
-                    .and_then(|()| self.add(&name, attributes, Origin::Runtime)),
+            Request::Add {
+                name,
+                attributes,
+                generation,
+                pid,
+            } => match self.add_by_request(&name, attributes, generation, pid) {
+                Ok(added) => return (Response::Added(added), None),
+                Err(error) => Err(error),
             },
-            Request::Remove { name } => match self.find(&name) {
-                None => Err(anyhow::anyhow!("there is no instance {name}")),
-                Some(0) => Err(anyhow::anyhow!(
-                    "the host's own instance cannot be removed: stop the daemon instead"
-                )),
-                Some(index) => {
-                    self.remove(index);
-                    Ok(())
-                }
-            },
+            Request::Remove { name, token } => self.remove_by_request(&name, token.as_ref()),
         };
         let response = match result {
             Ok(()) => Response::Done,
@@ -120,29 +119,85 @@ impl Daemon {
         (response, None)
     }
 
+    fn add_by_request(
+        &mut self,
+        name: &InstanceName,
+        attributes: Attributes,
+        generation: Option<u32>,
+        pid: Option<u32>,
+    ) -> anyhow::Result<Added> {
+        if self.find(name).is_some() {
+            bail!("there is an instance {name} already");
+        }
+        check_attributes(name, &attributes).map_err(anyhow::Error::msg)?;
+        let token = Token::draw().context("no token can be drawn")?;
+        let wanted = Wanted {
+            attributes,
+            origin: Origin::Runtime,
+            owner: None,
+            // Before anything is looked up by its number, so that all of it is of one process.
+            tie: pid.map(process).transpose()?,
+            token: Some(token.clone()),
+            above: generation.map(Generation::new),
+        };
+        let index = self.add(name, wanted)?;
+        self.keeper.settle();
+        let Some(served) = &self.served[index] else {
+            bail!("its process has ended");
+        };
+        let generation = served.instance.accounts().registry().generation();
+        Ok(Added {
+            path: served.instance.path().to_owned(),
+            token,
+            generation: generation.get(),
+        })
+    }
+
+    fn remove_by_request(
+        &mut self,
+        name: &InstanceName,
+        token: Option<&Token>,
+    ) -> anyhow::Result<()> {
+        let index = self.find(name);
+        let Some((index, served)) = index.zip(index.and_then(|at| self.served[at].as_ref())) else {
+            bail!("there is no instance {name}");
+        };
+        let definition = &served.definition;
+        control::check_removal(name, definition.origin, definition.token.as_ref(), token)
+            .map_err(anyhow::Error::msg)?;
+        self.remove(index);
+        Ok(())
+    }
+
     pub(super) fn list(&self) -> Vec<control::InstanceReport> {
         let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
         let mut list: Vec<_> = self
-            .instances
+            .served
             .iter()
             .flatten()
             .map(|served| {
-                let registry = served.instance.registry();
+                let accounts = served.instance.accounts();
+                let registry = accounts.registry();
                 let parent = served.definition.attributes.parent_of(&served.name);
                 control::InstanceReport {
                     name: served.name.clone(),
                     parent: (parent == Parent::Host).then(InstanceName::host),
                     generation: registry.generation().get(),
-                    watchers: count(served.instance.watchers()),
+                    watchers: count(accounts.watchers()),
                     tracked: count(registry.tracked_watchers()),
                     outdated: count(registry.outdated_watchers()),
                     user_namespace: served.instance.settings().owner.inode(),
                     path: served.instance.path().to_owned(),
                     origin: served.definition.origin,
+                    pid: served.definition.tie.map(|tie| tie.pid),
                 }
             })
             .collect();
         list.sort_by(|one, other| one.name.cmp(&other.name));
         list
     }
+}
+
+fn process(pid: u32) -> anyhow::Result<Process> {
+    Process::open(pid).with_context(|| format!("there is no process {pid} to end with"))
 }

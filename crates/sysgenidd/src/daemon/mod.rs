@@ -1,100 +1,77 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The one thread that serves everything: requests, backends, the control socket, signals and time.
+//! The main thread: it starts the others, adds and removes instances, and listens to the command line, to
+//! signals and to the service manager. It answers no request of a program, so that it may wait.
 //!
-//! It never touches a file of its own mounts, for it would wait for itself, and never waits for a
-//! client.
+//! It never touches a file of its own mounts all the same: it could wait for a thread that waits for it.
 
 mod callers;
-mod host_backends;
+mod directory;
+mod events;
 mod instances;
+mod machine;
+mod options;
+mod places;
 mod signals;
 pub(crate) mod watch;
+mod watchdog;
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rustix::buffer::spare_capacity;
-use rustix::event::Timespec;
 use rustix::event::epoll;
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
-use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
 
 use crate::clock;
-use crate::config::{Config, InstanceName};
-use crate::control::{self, Origin};
-use crate::daemon::watch::{Source, Watch};
+use crate::config::{Config, InstanceName, Publish};
+use crate::control;
+use crate::judging::proc::Proc;
+use crate::keeping::clean_up::clean_up;
 use crate::keeping::keeper::{self, Keeper};
 use crate::keeping::store::Inherited;
-use crate::keeping::supervise;
-use crate::noticing::Restores;
-use crate::placing::mounts;
-use crate::placing::publish;
-use crate::protocol::Buffer;
-use crate::serving::renewal::Renewals;
-use crate::serving::report;
+use crate::keeping::supervisor;
+use crate::noticing::reseed::CommonReseed;
+use crate::noticing::{self, Kind, Noticing};
+use crate::placing::{mounts, publish};
+use crate::serving::family::Family;
+use crate::serving::server::Common;
+
+pub use self::directory::prepare_directory;
+pub use self::options::Options;
 
 use self::callers::Caller;
-use self::host_backends::Watched;
-use self::instances::Served;
+use self::events::Event;
+use self::instances::{Served, Wanted};
+use self::machine::OwnMachine;
 use self::signals::Signals;
+use self::watch::{Source, Watch};
+use self::watchdog::Watchdog;
 
 /// Where the nodes are published.
 const DEVICES: &str = "/dev";
 
-/// The shortest and longest time between two attempts to open a backend that went away.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// How long the control socket is not listened to where no connection can be accepted, in nanoseconds.
+const LISTEN_AGAIN: u64 = 1_000_000_000;
 
-/// What the command line says; it goes before the configuration.
-#[derive(Clone, Debug, Default)]
-pub struct Options {
-    /// The configuration file, if not the usual one.
-    pub config: Option<PathBuf>,
-    /// Where the folders of the instances are mounted.
-    pub directory: Option<PathBuf>,
-    /// Whether `/dev/sysgenid` and `/dev/vmgenid` shall lead to the host's nodes.
-    pub publish: bool,
-}
+/// How long the start waits for a parent to answer, in nanoseconds.
+const PARENT_ANSWERS: u64 = 500_000_000;
 
-impl Options {
-    /// The daemon's folder: what the command line says, or the configuration, or if that is of no use, the
-    /// usual place.
-    pub fn directory(&self) -> PathBuf {
-        if let Some(directory) = &self.directory {
-            return directory.clone();
-        }
-        match Config::load(self.config.as_deref()) {
-            Ok(config) => config.directory,
-            Err(error) => {
-                let config = Config::default();
-                tracing::warn!("{error}; assuming {}", config.directory.display());
-                config.directory
-            }
-        }
-    }
+/// How long a hand-over waits for copies of pages to be renewed, in nanoseconds.
+const LAST_COPIES: u64 = 1_000_000_000;
 
-    /// The configuration with what the command line says.
-    ///
-    /// # Errors
-    ///
-    /// Says what is wrong with the file.
-    pub fn load(&self) -> anyhow::Result<Config> {
-        let mut config = Config::load(self.config.as_deref())?;
-        if let Some(directory) = &self.directory {
-            config.directory.clone_from(directory);
-        }
-        config.publish |= self.publish;
-        Ok(config)
-    }
-}
+/// The exit status of a daemon that has left everything to the next one: a service manager is to start it, and
+/// it has not failed (`EX_TEMPFAIL`).
+pub const HANDED_OVER: u8 = 75;
 
-/// Why the loop ends.
+/// What a daemon ended for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+pub enum End {
     /// Everything ends.
     Stop,
     /// A successor goes on.
@@ -103,46 +80,61 @@ enum End {
     Failed,
 }
 
-/// Everything that the loop works on.
+/// Everything that the main thread works on.
 struct Daemon {
     options: Options,
     config: Config,
     keeper: Keeper,
     watch: Watch,
     signals: Signals,
-    timer: OwnedFd,
-    armed: Option<u64>,
-    renewals: Renewals,
     listener: control::Listener,
     callers: Vec<Option<Caller>>,
-    /// The host's own is the first.
-    instances: Vec<Option<Served>>,
-    backends: Vec<Watched>,
-    backend_reports: Vec<report::Backend>,
-    /// When the restores that the backends noticed are taken as settled.
-    settle_at: Option<u64>,
+    served: Vec<Option<Served>>,
+    /// The number of the last thread that was started.
+    serial: u64,
+    common: Common,
+    events_in: events::Sender,
+    events: events::Receiver,
+    noticing: Option<Noticing>,
+    /// Whether something notices restores of this machine, as far as that is known.
+    noticed: Option<bool>,
+    /// Whether the start is finished.
+    started: bool,
+    /// Whether the host's own instance has gone.
+    failed: bool,
+    watchdog: Watchdog,
     /// When the control socket is listened to again.
     listen_at: Option<u64>,
-    buffer: Buffer,
 }
 
-/// Removes what a daemon that is gone has left: dead mounts, links that lead nowhere.
+/// Removes what a daemon that is gone has left: dead mounts, links that lead nowhere, and pages that say that
+/// they are live.
 ///
 /// # Errors
 ///
 /// If a daemon is running, or somebody keeps its state for the next.
 pub fn clean(options: &Options) -> anyhow::Result<()> {
-    let (mut keeper, mut inherited) = Keeper::take()?;
+    let (store, mut inherited) = keeper::take()?;
     let directory = options.directory();
     if !directory.exists() {
         publish::unpublish(&directory, Path::new(DEVICES))?;
         return Ok(());
     }
     let directory = prepare_directory(&directory)?;
-    keeper.lock(&directory, &mut inherited)?;
-    publish::unpublish(&directory, Path::new(DEVICES))?;
-    mounts::clean(&directory, |_| false);
-    keeper.forget_all(&directory);
+    let mut keeper = Keeper::lock(store, &mut inherited, &directory)?;
+    let cleaned = clean_up(&directory, Path::new(DEVICES), || {
+        keeper.close_all(inherited);
+    });
+    let settings = noticing::Settings {
+        directory: directory.clone(),
+        ..noticing::Settings::default()
+    };
+    if let Err(error) = noticing::kprobe::clean(&settings) {
+        // Where it cannot be removed, it cannot have been made.
+        tracing::debug!("{error}");
+    }
+    keeper.forget_all();
+    cleaned?;
     Ok(())
 }
 
@@ -151,8 +143,10 @@ pub fn clean(options: &Options) -> anyhow::Result<()> {
 /// # Errors
 ///
 /// Says why the daemon cannot start. Once it serves, it goes on.
-pub fn run(options: Options) -> anyhow::Result<()> {
-    let (mut keeper, mut inherited) = Keeper::take()?;
+pub fn run(options: Options) -> anyhow::Result<End> {
+    // First of all: who is told to end while it starts leaves to the next one what it was left.
+    let signals = Signals::register()?;
+    let (store, mut inherited) = keeper::take()?;
     let loaded = options.load();
     let is_sound = loaded.is_ok();
     let mut config = match (loaded, keeper::directory_before(&inherited)) {
@@ -167,59 +161,64 @@ pub fn run(options: Options) -> anyhow::Result<()> {
             }
         }
     };
-    let signals = Signals::register()?;
-    supervise::stop_with_supervisor()?;
+    supervisor::stop_with_supervisor()?;
     if !rustix::process::geteuid().is_root() {
         bail!("sysgenidd must run as root: it mounts a file system, and judges capabilities");
     }
     let directory = prepare_directory(&config.directory)?;
     config.directory.clone_from(&directory);
-    keeper.lock(&directory, &mut inherited)?;
-    warn_of_time_limits();
+    let keeper = Keeper::lock(store, &mut inherited, &directory)?;
+    directory::warn_of_time_limits();
+    // Says at once what is wrong with it.
+    let _ = Proc::own();
 
     let watch = Watch::new()?;
-    let listener = match inherited.take("control") {
-        Some(fd) => control::Listener::from_fd(fd)?,
-        None => control::Listener::bind(&directory)?,
-    };
-    keeper.keep("control", listener.as_fd())?;
-    let timer = rustix::time::timerfd_create(
-        TimerfdClockId::Monotonic,
-        TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
-    )?;
-    let renewals = Renewals::new()?;
+    let listener = control::Listener::bind(&directory)?;
+    let (events_in, events) = events::channel()?;
     watch.add(signals.wake.as_fd(), Source::Signals)?;
-    watch.add(timer.as_fd(), Source::Timer)?;
-    watch.add(renewals.as_fd(), Source::Renewals)?;
+    watch.add(events.as_fd(), Source::Events)?;
     watch.add(listener.as_fd(), Source::Listener)?;
-
+    let common = Common {
+        family: Arc::new(Family::default()),
+        backends: Arc::default(),
+        reseed: Arc::new(CommonReseed::default()),
+        most_reports: config.limits.reports.get(),
+    };
+    let watchdog = Watchdog::new(keeper.manager().watchdog_interval());
     let mut daemon = Daemon {
         options,
         config,
         keeper,
         watch,
         signals,
-        timer,
-        armed: None,
-        renewals,
         listener,
         callers: Vec::new(),
-        instances: Vec::new(),
-        backends: Vec::new(),
-        backend_reports: Vec::new(),
-        settle_at: None,
+        served: Vec::new(),
+        serial: 0,
+        common,
+        events_in,
+        events,
+        noticing: None,
+        noticed: None,
+        started: false,
+        failed: false,
+        watchdog,
         listen_at: None,
-        buffer: Buffer::default(),
     };
+    let succeeds = inherited.names().next().is_some() && daemon.keeper.outlives_the_process();
     let started = daemon.start(&mut inherited, is_sound);
     if let Err(error) = started {
-        // Whatever was mounted shall not stay behind without anybody who serves it.
-        daemon.stop();
+        // What was taken over is for the next one, who may be luckier: the service manager says how often. Else
+        // whatever was mounted shall not stay behind without anybody who serves it.
+        if !succeeds {
+            daemon.stop();
+        }
         return Err(error);
     }
-    match daemon.serve() {
+    let end = daemon.serve();
+    match end {
         End::Stop => daemon.stop(),
-        End::HandOver => tracing::info!("handing over to the next process"),
+        End::HandOver => daemon.hand_over(),
         End::Failed => {
             let directory = daemon.config.directory.clone();
             daemon.stop();
@@ -229,48 +228,13 @@ pub fn run(options: Options) -> anyhow::Result<()> {
             );
         }
     }
-    Ok(())
-}
-
-/// Makes the daemon's folder if it is not there, and returns its true path, as the kernel's list of mounts has
-/// it. The folder is for everybody to enter, whatever the umask is.
-///
-/// # Errors
-///
-/// If it cannot be made or entered.
-pub fn prepare_directory(directory: &Path) -> anyhow::Result<PathBuf> {
-    let failed = || format!("{} cannot be made", directory.display());
-    if let Some(above) = directory.parent() {
-        std::fs::create_dir_all(above).with_context(failed)?;
-    }
-    match std::fs::create_dir(directory) {
-        Ok(()) => std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755))
-            .with_context(failed)?,
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(error).with_context(failed),
-    }
-    std::fs::canonicalize(directory)
-        .with_context(|| format!("{} has no true path", directory.display()))
-}
-
-/// An administrator can have the kernel give up on file systems that leave a request unanswered, as a
-/// reader that waits for a change does.
-fn warn_of_time_limits() {
-    for name in ["default_request_timeout", "max_request_timeout"] {
-        let limit = std::fs::read_to_string(format!("/proc/sys/fs/fuse/{name}"));
-        if limit.is_ok_and(|limit| limit.trim() != "0") {
-            tracing::warn!(
-                "fs.fuse.{name} is set: the kernel will abort a node in which a program sleeps for \
-                 longer; set it to 0"
-            );
-        }
-    }
+    Ok(end)
 }
 
 impl Daemon {
     /// Takes over what there is, and starts what the configuration says, if that `is_sound`.
     fn start(&mut self, inherited: &mut Inherited, is_sound: bool) -> anyhow::Result<()> {
-        let kept = self.keeper.sort(inherited);
+        let kept = self.keeper.sort(inherited)?;
         let names: Vec<_> = kept.keys().cloned().collect();
         mounts::clean(&self.config.directory, |name| {
             names.iter().any(|kept| kept.as_str() == name)
@@ -280,174 +244,205 @@ impl Daemon {
         let host = InstanceName::host();
         let (first, others): (Vec<_>, Vec<_>) =
             kept.into_iter().partition(|(name, _)| name.is_host());
-        for (name, (kept, definition)) in first {
-            self.resume(&name, kept, definition);
+        for (name, kept) in first {
+            self.resume(&name, kept);
         }
         if self.host().is_none() {
-            self.add(
-                &host,
-                self.config.instances[&host].clone(),
-                Origin::Configuration,
-            )?;
+            let attributes = self.config.instances[&host].clone();
+            self.add(&host, Wanted::configured(attributes))?;
         }
-        for (name, (kept, definition)) in others {
-            self.resume(&name, kept, definition);
+        for (name, kept) in others {
+            self.resume(&name, kept);
         }
-        self.open_backends();
-        // The process before may have been about to.
-        self.settle_at =
-            Some(clock::now() + nanoseconds(Restores::SETTLE)).filter(|_| !self.is_settled());
+        // Whoever caused a change finds it everywhere when he is answered.
+        self.common.family.catch_up();
+        for index in 0..self.served.len() {
+            let waits = self.served[index].as_ref().is_some_and(Served::waits);
+            if waits && let Err(error) = self.start_serving(index, true) {
+                tracing::error!("{error:#}");
+                self.remove(index);
+            }
+        }
         if is_sound && let Err(error) = self.reconcile() {
             tracing::error!("{error:#}");
         }
-        self.follow_host();
-        for index in 0..self.instances.len() {
-            self.go_on(index);
-        }
-        let mut published = false;
-        if self.config.publish {
-            match self.publish(&self.config.directory) {
-                Ok(done) => published = done,
-                Err(error) if !succeeds => return Err(error),
-                // Those who use the nodes already are worth more than those who cannot find them.
-                Err(error) => tracing::error!("{error:#}"),
+        self.start_noticing()?;
+        self.await_parent();
+        if let Err(error) = self.place() {
+            if !succeeds {
+                return Err(error);
             }
+            // Those who use the nodes already are worth more than those who cannot find them.
+            tracing::error!("{error:#}");
         }
+        self.keeper.settle();
+        self.started = true;
         let status = format!("serving {}", self.config.directory.display());
         self.keeper.manager().ready(&status)?;
         tracing::info!(
             directory = %self.config.directory.display(),
-            published,
+            published = self.is_published(),
             "ready"
         );
         Ok(())
     }
 
+    /// Starts the thread that notices restores, at the positions that the process before this one reached.
+    fn start_noticing(&mut self) -> anyhow::Result<()> {
+        let positions = self
+            .host()
+            .map(|host| host.instance.accounts().record().positions)
+            .unwrap_or_default();
+        let machine = OwnMachine {
+            family: Arc::clone(&self.common.family),
+            events: self.events_in.clone(),
+        };
+        let noticing = Noticing::start(
+            self.plan(),
+            positions,
+            Arc::new(machine),
+            Arc::clone(&self.common.backends),
+        )?;
+        self.noticing = Some(noticing);
+        self.hear();
+        Ok(())
+    }
+
+    /// Gives a parent a moment to answer, so that what starts after this daemon finds the nodes that it is
+    /// reason to publish. It is another daemon's, and may hang.
+    fn await_parent(&mut self) {
+        let parent = &self.config.backends.parent;
+        let is_there = self.config.backends.order.contains(&Kind::Parent)
+            && std::fs::symlink_metadata(parent).is_ok();
+        let until = clock::now() + PARENT_ANSWERS;
+        while is_there
+            && self.config.publish == Publish::WhereNoticed
+            && self.noticed != Some(true)
+            && clock::now() < until
+        {
+            let left = clock::timespec(until.saturating_sub(clock::now()));
+            let mut poll = [PollFd::new(&self.events, PollFlags::IN)];
+            let _ = rustix::event::poll(&mut poll, Some(&left));
+            self.hear();
+        }
+    }
+
+    /// What the noticing thread works by.
+    fn plan(&self) -> noticing::Plan {
+        let configured = &self.config.backends;
+        noticing::Plan {
+            order: configured.order.clone(),
+            backends: noticing::Settings {
+                directory: self.config.directory.clone(),
+                vmclock: Some(configured.vmclock.clone()),
+                kmsg: configured.kmsg.clone(),
+                parent: Some(configured.parent.clone()),
+                ..noticing::Settings::default()
+            },
+            vmclock_interval: configured.vmclock_interval,
+        }
+    }
+
     /// Serves until something ends it.
     fn serve(&mut self) -> End {
         let mut events = Vec::with_capacity(64);
-        let mut end = None;
         loop {
-            // While a page is being renewed, somebody may wait for this process, and cannot be killed.
-            if let Some(end) = end
-                && !self.is_renewing()
-            {
-                return end;
-            }
-            self.arm();
+            let now = clock::now();
+            self.time_passed(now);
+            let next = self.watchdog.next().into_iter().chain(self.listen_at).min();
+            let timeout = next.map(|next| clock::timespec(next.saturating_sub(now)));
             events.clear();
-            match epoll::wait(self.watch.as_fd(), spare_capacity(&mut events), None) {
+            match epoll::wait(
+                self.watch.as_fd(),
+                spare_capacity(&mut events),
+                timeout.as_ref(),
+            ) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => tracing::error!("cannot wait for events: {errno}"),
             }
             for event in &events {
-                if let Some(source) = Source::from_data(event.data.u64()) {
-                    end = self.attend(source).or(end);
+                if let Some(source) = Source::from_data(event.data.u64())
+                    && let Some(end) = self.attend(source)
+                {
+                    return end;
                 }
             }
-            self.look_at_the_silent();
-            self.follow_host();
+            if self.failed {
+                return End::Failed;
+            }
         }
     }
 
     /// Attends to whatever has something to say.
     fn attend(&mut self, source: Source) -> Option<End> {
         match source {
-            Source::Instance(index) => return self.serve_instance(index),
             Source::Caller(index) => return self.serve_caller(index),
             Source::Signals => return self.signalled(),
-            Source::Backend(index) => self.look(index),
-            Source::Timer => self.time_passed(),
-            Source::Renewals => self.renewed(),
+            Source::Events => self.hear(),
+            Source::Tie(index) => self.tie_ended(index),
             Source::Listener => self.accept(),
         }
         None
     }
 
-    /// Lets the usual paths lead to the nodes of the host, unless the kernel has nodes of its own there.
-    /// Says whether they do.
-    fn publish(&self, directory: &Path) -> anyhow::Result<bool> {
-        match publish::publish(directory, Path::new(DEVICES)) {
-            Err(error @ publish::Error::Device(_)) => {
-                tracing::warn!("{error}");
-                return Ok(false);
+    /// Hears what other threads have to say.
+    fn hear(&mut self) {
+        for event in self.events.take() {
+            match event {
+                Event::Noticed(noticed) => {
+                    self.noticed = Some(noticed);
+                    // Before the start is finished, that one places the nodes.
+                    if self.started
+                        && let Err(error) = self.place()
+                    {
+                        tracing::error!("{error:#}");
+                    }
+                }
+                Event::Ended { serial, error } => {
+                    let of_it = |served: &Option<Served>| {
+                        served
+                            .as_ref()
+                            .is_some_and(|served| served.serial == serial)
+                    };
+                    // It may have been removed.
+                    let Some(index) = self.served.iter().position(of_it) else {
+                        continue;
+                    };
+                    let is_host = self.served[index]
+                        .as_ref()
+                        .is_some_and(|served| served.name.is_host());
+                    if let Some(error) = error {
+                        tracing::error!("an instance ends here: {error}");
+                    }
+                    self.remove(index);
+                    self.failed |= is_host;
+                }
             }
-            result => result?,
-        }
-        if !self.backend_reports.iter().any(|backend| backend.works) {
-            tracing::warn!(
-                "no backend can notice a restore of this machine: unless whoever restores it calls the \
-                 trigger, programs that rely on the nodes, as AWS-LC does where it finds them, are worse \
-                 off than without"
-            );
-        }
-        Ok(true)
-    }
-
-    /// Sets the timer to the next moment at which something is to be done.
-    fn arm(&mut self) {
-        let instances = self.instances.iter().flatten();
-        let next = instances
-            .filter_map(|served| served.instance.next_deadline())
-            .chain(
-                self.backends
-                    .iter()
-                    .filter_map(|watched| Some(watched.retry?.0)),
-            )
-            .chain(self.settle_at)
-            .chain(self.listen_at)
-            .chain(
-                self.interval()
-                    .map(|interval| clock::now() + nanoseconds(interval)),
-            )
-            .min();
-        if next == self.armed {
-            return;
-        }
-        let zero = Timespec::default();
-        let setting = Itimerspec {
-            it_interval: zero,
-            it_value: next.map_or(zero, clock::timespec),
-        };
-        match rustix::time::timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &setting) {
-            Ok(_) => self.armed = next,
-            Err(errno) => tracing::error!("the timer cannot be set: {errno}"),
         }
     }
 
-    fn time_passed(&mut self) {
-        let _ = rustix::io::read(&self.timer, &mut [0; 8]);
-        self.armed = None;
-        let now = clock::now();
-        for served in self.instances.iter_mut().flatten() {
-            served.instance.time_passed(now);
-        }
+    fn time_passed(&mut self, now: u64) {
         if self.listen_at.is_some_and(|at| at <= now) {
             self.listen_at = None;
             if let Err(errno) = self.watch.add(self.listener.as_fd(), Source::Listener) {
                 tracing::error!("the control socket cannot be watched: {errno}");
             }
         }
-        if self.settle_at.is_some_and(|at| at <= now) {
-            self.settle_at = None;
-            if let Some(host) = self.instances.first_mut().and_then(Option::as_mut) {
-                host.instance.note(|record| {
-                    let mut restores = Restores::from_words(record.restores);
-                    restores.settle();
-                    record.restores = restores.to_words();
-                });
-            }
-        }
-        for index in 0..self.backends.len() {
-            if let Some((at, wait)) = self.backends[index].retry
-                && at <= now
+        if self.watchdog.is_due(now) {
+            let busy = self
+                .served
+                .iter()
+                .flatten()
+                .filter_map(|served| Some((served.name.as_str(), served.instance.busy_since()?)))
+                .chain(
+                    self.noticing.iter().filter_map(|noticing| {
+                        Some(("the noticing thread", noticing.busy_since()?))
+                    }),
+                );
+            if self.watchdog.all_well(now, busy)
+                && let Err(error) = self.keeper.manager().watchdog()
             {
-                if self.backends[index].backend.is_some() {
-                    self.backends[index].retry = None;
-                    self.look(index);
-                } else {
-                    self.open_backend(index, wait);
-                }
+                tracing::warn!("{error}");
             }
         }
     }
@@ -488,34 +483,63 @@ impl Daemon {
             bail!("{unchanged}: the directory cannot change while the daemon runs; restart it");
         }
         config.directory = directory;
-        if config.publish {
-            self.publish(&config.directory).context(unchanged)?;
-        } else if self.config.publish {
-            publish::unpublish(&config.directory, Path::new(DEVICES)).context(unchanged)?;
+        let before = std::mem::replace(&mut self.config, config);
+        if let Err(error) = self.place() {
+            self.config = before;
+            return Err(error).context(unchanged);
         }
-        self.config = config;
-        self.open_backends();
+        if self.config.publish == Publish::Never && before.publish != Publish::Never {
+            publish::unpublish(&self.config.directory, Path::new(DEVICES))?;
+        }
+        if self.config.backends != before.backends {
+            let plan = self.plan();
+            if let Some(noticing) = &self.noticing
+                && !noticing.reconfigure(plan)
+            {
+                tracing::warn!("the backends are still being looked for");
+            }
+            self.hear();
+        }
         self.reconcile()?;
         tracing::info!("the configuration has been read again");
         Ok(())
     }
 
-    /// Ends everything: whoever sleeps is woken with an error, and nothing is left behind.
+    /// Ends everything: whoever sleeps is woken with an error, and nothing is left behind but the pages, which
+    /// say that they are not live.
     fn stop(mut self) {
         let _ = self.keeper.manager().stopping();
-        if self.config.publish
+        if self.config.publish != Publish::Never
             && let Err(error) = publish::unpublish(&self.config.directory, Path::new(DEVICES))
         {
             tracing::warn!("{error}");
         }
-        for index in (0..self.instances.len()).rev() {
-            self.remove(index);
+        if let Some(noticing) = self.noticing.take() {
+            noticing.stop(true);
         }
-        self.keeper.forget_all(&self.config.directory);
+        for index in (0..self.served.len()).rev() {
+            self.begin_to_remove(index);
+        }
+        for index in (0..self.served.len()).rev() {
+            self.finish_removing(index);
+        }
+        self.keeper.forget_all();
         tracing::info!("stopped");
     }
-}
 
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+    /// Leaves everything to the next process: it finds all that matters as it is, at whatever point this one
+    /// ends.
+    fn hand_over(mut self) {
+        if let Some(noticing) = self.noticing.take() {
+            noticing.stop(false);
+        }
+        let until = clock::now() + LAST_COPIES;
+        let mut instances = self.served.iter().flatten();
+        // While a copy is being renewed, somebody may wait for the process that does it, and cannot be killed.
+        while instances.any(|served| served.instance.is_renewing()) && clock::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+            instances = self.served.iter().flatten();
+        }
+        tracing::info!("handing over to the next process");
+    }
 }

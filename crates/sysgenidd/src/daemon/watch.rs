@@ -10,18 +10,14 @@ use rustix::io;
 /// Where an event comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// The instance with this index.
-    Instance(usize),
-    /// The backend with this index.
-    Backend(usize),
+    /// The process that the instance with this index goes with.
+    Tie(usize),
     /// The connection of the control socket with this index.
     Caller(usize),
     /// The control socket.
     Listener,
-    /// A renewal of a page has ended.
-    Renewals,
-    /// Time has passed.
-    Timer,
+    /// Another thread has something to say.
+    Events,
     /// A signal came.
     Signals,
 }
@@ -32,13 +28,11 @@ impl Source {
 
     fn to_data(self) -> u64 {
         let (kind, index) = match self {
-            Source::Instance(index) => (1, index),
-            Source::Backend(index) => (2, index),
-            Source::Caller(index) => (3, index),
-            Source::Listener => (4, 0),
-            Source::Renewals => (5, 0),
-            Source::Timer => (6, 0),
-            Source::Signals => (7, 0),
+            Source::Tie(index) => (1, index),
+            Source::Caller(index) => (2, index),
+            Source::Listener => (3, 0),
+            Source::Events => (4, 0),
+            Source::Signals => (5, 0),
         };
         // There are fewer of each than there can be descriptors.
         kind << 32 | u64::try_from(index).unwrap_or(0) & Self::INDEX
@@ -48,13 +42,11 @@ impl Source {
     pub(crate) fn from_data(data: u64) -> Option<Self> {
         let index = usize::try_from(data & Self::INDEX).ok()?;
         Some(match data >> 32 {
-            1 => Source::Instance(index),
-            2 => Source::Backend(index),
-            3 => Source::Caller(index),
-            4 => Source::Listener,
-            5 => Source::Renewals,
-            6 => Source::Timer,
-            7 => Source::Signals,
+            1 => Source::Tie(index),
+            2 => Source::Caller(index),
+            3 => Source::Listener,
+            4 => Source::Events,
+            5 => Source::Signals,
             _ => return None,
         })
     }
@@ -72,11 +64,6 @@ impl Watch {
     /// Watches for input, for as long as there is any.
     pub(crate) fn add(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()> {
         self.add_for(fd, source, EventFlags::IN)
-    }
-
-    /// Watches for each new input.
-    pub(crate) fn add_edges(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()> {
-        self.add_for(fd, source, EventFlags::IN | EventFlags::ET)
     }
 
     /// Watches for each new input, and for each time that there is room for output again.
@@ -112,13 +99,11 @@ mod tests {
     #[test]
     fn a_source_comes_back_as_it_went() {
         for source in [
-            Source::Instance(0),
-            Source::Instance(70_000),
-            Source::Backend(2),
+            Source::Tie(0),
+            Source::Tie(70_000),
             Source::Caller(9),
             Source::Listener,
-            Source::Renewals,
-            Source::Timer,
+            Source::Events,
             Source::Signals,
         ] {
             assert_eq!(Source::from_data(source.to_data()), Some(source));

@@ -2,5 +2,11 @@
 
 //! Who the caller is, and what he may do.
 
-pub mod capability;
-pub(crate) mod process;
+mod capability;
+mod namespace;
+#[cfg(test)]
+mod people;
+pub mod proc;
+pub mod process;
+
+pub use self::namespace::{Error, Owner, Root};

@@ -7,57 +7,123 @@
 //! and the commit word says in which; a [`Slot`] is valid by its handle, which is stored last and cleared
 //! first. The number of outdated watchers is nowhere: it follows from the slots.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::{self, Errno};
 use sysgenid_core::{Access, Epoch, Generation, History, LastRead, Node, WatcherRecord};
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::fault;
-use crate::keeping::storage::Storage;
+use crate::keeping::folder::{self, failed};
+use crate::keeping::storage::{AtomicWords, Storage};
 use crate::protocol::BackingId;
 
-/// The kind and version of the layout; a daemon takes over from its own kind only.
-const MAGIC: u64 = u64::from_be_bytes(*b"sysgen\0\x01");
-
-/// Where things are, in words.
-mod at {
-    pub(super) const MAGIC: usize = 0;
-    pub(super) const COMMIT: usize = 1;
-    pub(super) const SLOTS: usize = 2;
-    pub(super) const SERIAL: usize = 3;
-    pub(super) const MAPPING: usize = 4;
-    pub(super) const OPENING: usize = 5;
-    pub(super) const RECORDS: [usize; 2] = [16, 32];
-    pub(super) const TIMES: usize = 64;
-    pub(super) const FIRST_SLOT: usize = TIMES + super::TIMES_KEPT;
-}
+/// The kind and version of the layout, which are those of [`Header`] and [`StoredSlot`].
+const MAGIC: u64 = u64::from_be_bytes(*b"sysgen\0\x02");
 
 /// For how many changes it is known when they happened.
-const TIMES_KEPT: usize = 960;
+const TIMES_KEPT: usize = 256;
 
-/// Words of a slot.
-const SLOT: usize = 12;
+/// The size of a new state in bytes: a page, which has room for the first few slots besides. There may be
+/// very many instances.
+const FIRST_SIZE: usize = 4096;
 
-/// Where things are in a slot.
-mod slot {
-    pub(super) const HANDLE: usize = 0;
-    pub(super) const OPENED_BY: usize = 1;
-    pub(super) const ACKNOWLEDGED: usize = 2;
-    pub(super) const GENERATION_AND_FLAGS: usize = 3;
-    pub(super) const KERNEL_HANDLE: usize = 4;
-    pub(super) const PID: usize = 5;
-    pub(super) const COMMAND: [usize; 2] = [6, 7];
-    pub(super) const WAIT: usize = 8;
-    pub(super) const DEADLINE: usize = 9;
-    pub(super) const LAST_READ: usize = 10;
-    pub(super) const LAST_READ_GENERATION: usize = 11;
+/// What the memory begins with; the slots follow.
+#[derive(FromBytes, IntoBytes)]
+#[repr(C)]
+struct Header {
+    magic: AtomicU64,
+    /// How many records were committed. The lowest bit says which is valid.
+    commit: AtomicU64,
+    /// How many slots there are.
+    slots: AtomicU64,
+    /// The serial number of the last handle.
+    serial: AtomicU64,
+    /// [`Mapping`]: 0, 1, or the backing id and 2.
+    mapping: AtomicU64,
+    /// The handle of the watcher that is being opened, or 0.
+    opening: AtomicU64,
+    spare: [AtomicU64; 34],
+    records: [StoredRecord; 2],
+    times: [AtomicU64; TIMES_KEPT],
+}
+
+// SAFETY: it is `repr(C)`, and all of it is of `AtomicU64`.
+unsafe impl AtomicWords for Header {}
+
+/// A [`Record`].
+#[derive(FromBytes, IntoBytes)]
+#[repr(C)]
+struct StoredRecord {
+    epoch: AtomicU64,
+    generation: AtomicU64,
+    trigger: AtomicU64,
+    parent_epoch: AtomicU64,
+    authority: [AtomicU64; 4],
+    /// A bit for each of the positions that there is.
+    positions_present: AtomicU64,
+    positions: [AtomicU64; 4],
+    spare: [AtomicU64; 3],
+}
+
+/// A [`Slot`].
+#[derive(FromBytes, IntoBytes)]
+#[repr(C)]
+struct StoredSlot {
+    /// Stored last and cleared first: 0 is a free slot, whatever the rest is.
+    handle: AtomicU64,
+    opened_by: AtomicU64,
+    acknowledged: AtomicU64,
+    /// The generation that was acknowledged, and what else must be stored with it.
+    generation_and_flags: AtomicU64,
+    kernel_handle: AtomicU64,
+    pid: AtomicU64,
+    uid: AtomicU64,
+    command: [AtomicU64; 2],
+    wait: StoredWait,
+    /// An epoch, or 0.
+    last_read: AtomicU64,
+    last_read_generation: AtomicU64,
+    spare: AtomicU64,
+}
+
+// SAFETY: it is `repr(C)`, and all of it is of `AtomicU64`.
+unsafe impl AtomicWords for StoredSlot {}
+
+/// A [`LastWait`].
+#[derive(FromBytes, IntoBytes)]
+#[repr(C)]
+struct StoredWait {
+    /// Stored last and cleared first.
+    request: AtomicU64,
+    deadline: AtomicU64,
+    thread: AtomicU64,
+    argument: AtomicU64,
 }
 
 const TRACKED: u64 = 1 << 32;
 const WRITABLE: u64 = 1 << 33;
 const VMGENID: u64 = 1 << 34;
 const POLLS: u64 = 1 << 35;
+
+/// Why a state cannot be gone on with.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Another version's.
+    #[error(
+        "its watchers were kept by another version of sysgenidd, in a way that this one does not understand"
+    )]
+    OtherVersion,
+    /// There is less of it than it says.
+    #[error("what was kept of its watchers is cut off")]
+    CutOff,
+    /// It cannot be made, or read.
+    #[error(transparent)]
+    File(#[from] folder::Error),
+}
 
 /// The low bits of a handle are the slot's index, the others a serial number that is never used twice.
 const INDEX_BITS: u32 = 24;
@@ -95,40 +161,40 @@ pub struct Record {
     pub trigger: u64,
     /// The parent's epoch that this instance has followed.
     pub parent_epoch: Epoch,
-    /// [`Restores`](crate::noticing::Restores), in words.
-    pub restores: [u64; 4],
+    /// What the noticing wants to remember with a change; what it means is its own affair.
+    pub authority: [u64; 4],
     /// How far each backend has looked, in the order of [`Kind::ALL`](crate::noticing::Kind::ALL).
-    pub positions: [Option<u64>; 3],
+    pub positions: [Option<u64>; 4],
 }
 
-impl Record {
-    const WORDS: usize = 12;
-
-    fn to_words(self) -> [u64; Self::WORDS] {
-        let mut words = [0; Self::WORDS];
-        words[0] = self.epoch.get();
-        words[1] = u64::from(self.generation.get());
-        words[2] = self.trigger;
-        words[3] = self.parent_epoch.get();
-        words[4..8].copy_from_slice(&self.restores);
-        for (index, position) in self.positions.iter().enumerate() {
-            if let Some(position) = position {
-                words[8] |= 1 << index;
-                words[9 + index] = *position;
-            }
+impl StoredRecord {
+    fn store(&self, record: &Record) {
+        store(&self.epoch, record.epoch.get());
+        store(&self.generation, record.generation.get().into());
+        store(&self.trigger, record.trigger);
+        store(&self.parent_epoch, record.parent_epoch.get());
+        for (place, word) in self.authority.iter().zip(record.authority) {
+            store(place, word);
         }
-        words
+        let mut present = 0;
+        for (index, (place, position)) in self.positions.iter().zip(record.positions).enumerate() {
+            store(place, position.unwrap_or(0));
+            present |= u64::from(position.is_some()) << index;
+        }
+        store(&self.positions_present, present);
     }
 
-    fn from_words(words: [u64; Self::WORDS]) -> Self {
-        let position = |index: usize| (words[8] & 1 << index != 0).then_some(words[9 + index]);
-        Self {
-            epoch: Epoch::new(words[0]),
-            generation: Generation::new(low_half(words[1])),
-            trigger: words[2],
-            parent_epoch: Epoch::new(words[3]),
-            restores: [words[4], words[5], words[6], words[7]],
-            positions: [position(0), position(1), position(2)],
+    fn load(&self) -> Record {
+        let present = load(&self.positions_present);
+        Record {
+            epoch: Epoch::new(load(&self.epoch)),
+            generation: Generation::new(low_half(load(&self.generation))),
+            trigger: load(&self.trigger),
+            parent_epoch: Epoch::new(load(&self.parent_epoch)),
+            authority: std::array::from_fn(|index| load(&self.authority[index])),
+            positions: std::array::from_fn(|index| {
+                (present & 1 << index != 0).then(|| load(&self.positions[index]))
+            }),
         }
     }
 }
@@ -166,10 +232,25 @@ pub struct Slot {
     pub watcher: WatcherRecord,
     /// By whom.
     pub opener: Opener,
+    /// For which user, by whose limits it counts.
+    pub uid: u32,
     /// The kernel's name for it, if somebody polled and has not been told of a change since.
     pub polled_as: Option<u64>,
-    /// The last wait that had to sleep: the request, and when it times out (nanoseconds, monotonic).
-    pub wait: (u64, u64),
+    /// The last wait that had to sleep.
+    pub wait: LastWait,
+}
+
+/// A wait that had to sleep. The same call may come again, and must not wait longer for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LastWait {
+    /// The identity of the request; 0 if there was none.
+    pub request: u64,
+    /// When it times out, in nanoseconds of the monotonic clock.
+    pub deadline: u64,
+    /// The thread that called: a call that the kernel restarts comes as another request of the same thread.
+    pub thread: u32,
+    /// The argument of the call.
+    pub argument: u64,
 }
 
 /// The memory of one instance.
@@ -179,81 +260,91 @@ pub struct State {
 }
 
 impl State {
-    /// That of a new instance.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM`, `EMFILE`.
-    pub fn create() -> io::Result<Self> {
-        let storage = Storage::create(c"sysgenid-state", at::FIRST_SLOT)?;
+    /// The name of its file.
+    pub(super) const NAME: &str = "state";
+
+    /// That of a new instance, in this file. One that is there already is forgotten.
+    pub(super) fn create(path: &Path) -> Result<Self, StateError> {
+        let (file, new) = folder::create_beside(path)?;
+        let storage = Storage::of_file(file, FIRST_SIZE / size_of::<u64>())
+            .map_err(failed("make room for", &new))?;
         let state = Self { storage };
-        state.word(at::MAGIC).store(MAGIC, Ordering::Release);
+        store(&state.header().magic, MAGIC);
+        // It appears under its name when it is whole.
+        std::fs::rename(&new, path).map_err(failed("make", path))?;
         Ok(state)
     }
 
     /// That of an instance which another process served.
-    ///
-    /// # Errors
-    ///
-    /// `EINVAL` if it is not one of this version.
-    pub fn resume(file: OwnedFd) -> io::Result<Self> {
-        let storage = Storage::resume(file)?;
-        if storage.words().len() < at::FIRST_SLOT
-            || storage.words()[at::MAGIC].load(Ordering::Acquire) != MAGIC
-        {
-            return Err(Errno::INVAL);
+    pub(super) fn resume(path: &Path) -> Result<Self, StateError> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file: OwnedFd =
+            rustix::fs::open(path, flags, Mode::empty()).map_err(failed("open", path))?;
+        let storage = Storage::of_file(file, 1).map_err(failed("map", path))?;
+        if load(&storage.words()[0]) != MAGIC {
+            return Err(StateError::OtherVersion);
+        }
+        if storage.parts::<Header, StoredSlot>().is_none() {
+            return Err(StateError::CutOff);
         }
         let state = Self { storage };
-        if state.storage.words().len() < at::FIRST_SLOT + state.slots() * SLOT {
-            return Err(Errno::INVAL);
+        if state.stored().len() < state.slots() {
+            return Err(StateError::CutOff);
         }
         Ok(state)
     }
 
-    fn word(&self, index: usize) -> &AtomicU64 {
-        &self.storage.words()[index]
+    fn parts(&self) -> (&Header, &[StoredSlot]) {
+        // Whoever made `self` has seen to it.
+        self.storage
+            .parts()
+            .unwrap_or_else(|| unreachable!("a state without a header"))
     }
 
-    fn load(&self, index: usize) -> u64 {
-        self.word(index).load(Ordering::Acquire)
+    fn header(&self) -> &Header {
+        self.parts().0
     }
 
-    fn store(&self, index: usize, value: u64) {
-        self.word(index).store(value, Ordering::Release);
+    /// The slots, with those for which there is only room yet.
+    fn stored(&self) -> &[StoredSlot] {
+        self.parts().1
+    }
+
+    fn slot(&self, index: usize) -> &StoredSlot {
+        &self.stored()[index]
     }
 
     /// What is valid now.
     pub fn record(&self) -> Record {
-        let start = at::RECORDS[usize::from(self.load(at::COMMIT) & 1 == 1)];
-        Record::from_words(std::array::from_fn(|index| self.load(start + index)))
+        let header = self.header();
+        header.records[usize::from(load(&header.commit) & 1 == 1)].load()
     }
 
     /// Makes `record` what is valid, all of it at once.
     pub fn commit(&self, record: &Record) {
-        let next = self.load(at::COMMIT).wrapping_add(1);
-        let start = at::RECORDS[usize::from(next & 1 == 1)];
-        for (index, word) in record.to_words().into_iter().enumerate() {
-            self.store(start + index, word);
-        }
+        let header = self.header();
+        let next = load(&header.commit).wrapping_add(1);
+        header.records[usize::from(next & 1 == 1)].store(record);
         fault::point();
-        self.store(at::COMMIT, next);
+        store(&header.commit, next);
         fault::point();
     }
 
-    /// Notes when a change happens, in nanoseconds. To be called before it is committed.
+    /// Notes when a change happens, in nanoseconds of the clock that also counts while the machine sleeps
+    /// (`CLOCK_BOOTTIME`). To be called before it is committed.
     pub fn set_time(&self, epoch: Epoch, time: u64) {
         let place = History::<TIMES_KEPT>::place(epoch, epoch);
-        self.store(at::TIMES + place, time);
+        store(&self.header().times[place], time);
     }
 
     /// When a change happened; for one of long ago, a time that is not before it.
     pub fn time(&self, epoch: Epoch, current: Epoch) -> u64 {
-        self.load(at::TIMES + History::<TIMES_KEPT>::place(epoch, current))
+        load(&self.header().times[History::<TIMES_KEPT>::place(epoch, current)])
     }
 
     /// How the page gets to those who map it.
     pub fn mapping(&self) -> Mapping {
-        match self.load(at::MAPPING) {
+        match load(&self.header().mapping) {
             0 => Mapping::Unsettled,
             1 => Mapping::Store,
             id => Mapping::Passthrough(BackingId::new(i32::try_from(id - 2).unwrap_or(0))),
@@ -267,12 +358,12 @@ impl State {
             Mapping::Store => 1,
             Mapping::Passthrough(id) => 2 + u64::try_from(id.get()).unwrap_or(0),
         };
-        self.store(at::MAPPING, word);
+        store(&self.header().mapping, word);
     }
 
     /// The watcher that was being opened when the daemon died, if it died then.
     pub fn opening(&self) -> Option<Handle> {
-        match self.load(at::OPENING) {
+        match load(&self.header().opening) {
             0 => None,
             handle => Some(Handle(handle)),
         }
@@ -280,18 +371,18 @@ impl State {
 
     /// Says that a watcher is about to be opened, or that its opener has been told.
     pub fn set_opening(&self, handle: Option<Handle>) {
-        self.store(at::OPENING, handle.map_or(0, Handle::raw));
+        store(&self.header().opening, handle.map_or(0, Handle::raw));
     }
 
     /// How many slots there are, free ones included.
     pub fn slots(&self) -> usize {
-        usize::try_from(self.load(at::SLOTS)).unwrap_or(usize::MAX)
+        usize::try_from(load(&self.header().slots)).unwrap_or(usize::MAX)
     }
 
     /// A handle for the slot with this index.
     pub fn new_handle(&self, index: usize) -> Handle {
-        let serial = self.load(at::SERIAL) + 1;
-        self.store(at::SERIAL, serial);
+        let serial = load(&self.header().serial) + 1;
+        store(&self.header().serial, serial);
         Handle(serial << INDEX_BITS | u64::try_from(index).unwrap_or(0))
     }
 
@@ -299,33 +390,38 @@ impl State {
     ///
     /// # Errors
     ///
-    /// `ENOMEM`; `ENFILE` beyond 16 million.
+    /// `ENOMEM` and `ENOSPC`; `ENFILE` beyond 16 million.
     pub fn add_slot(&mut self) -> io::Result<usize> {
         let index = self.slots();
         if index >> INDEX_BITS != 0 {
             return Err(Errno::NFILE);
         }
-        let needed = at::FIRST_SLOT + (index + 1) * SLOT;
-        if needed > self.storage.words().len() {
-            self.storage.grow(needed + needed / 4)?;
+        if index >= self.stored().len() {
+            // A quarter more, but never so much that whoever waits for the accounts meanwhile would feel it.
+            let slots = index + 1 + (index / 4).min(4096);
+            let bytes = size_of::<Header>() + slots * size_of::<StoredSlot>();
+            self.storage.grow(bytes / size_of::<u64>())?;
         }
-        self.store(at::SLOTS, u64::try_from(index + 1).unwrap_or(u64::MAX));
+        store(
+            &self.header().slots,
+            u64::try_from(index + 1).unwrap_or(u64::MAX),
+        );
         Ok(index)
     }
 
     /// Fills the slot that the handle names.
     pub fn fill(&self, slot: &Slot) {
-        let start = at::FIRST_SLOT + slot.handle.index() * SLOT;
+        let stored = self.slot(slot.handle.index());
+        store(&stored.opened_by, slot.opened_by);
+        store(&stored.pid, slot.opener.pid.into());
+        store(&stored.uid, slot.uid.into());
         let command = slot.opener.command.as_chunks::<8>().0;
-        self.store(start + slot::OPENED_BY, slot.opened_by);
-        self.store(start + slot::PID, u64::from(slot.opener.pid));
-        for (word, bytes) in slot::COMMAND.into_iter().zip(command) {
-            self.store(start + word, u64::from_ne_bytes(*bytes));
+        for (place, bytes) in stored.command.iter().zip(command) {
+            store(place, u64::from_ne_bytes(*bytes));
         }
-        self.store(start + slot::WAIT, slot.wait.0);
-        self.store(start + slot::DEADLINE, slot.wait.1);
-        self.store(start + slot::ACKNOWLEDGED, slot.watcher.acknowledged.get());
-        self.store_last_read(start, slot.watcher.last_read);
+        stored.wait.store(&slot.wait);
+        store(&stored.acknowledged, slot.watcher.acknowledged.get());
+        stored.store_last_read(slot.watcher.last_read);
         let mut flags = u64::from(slot.watcher.acknowledged_generation.get());
         for (flag, is_set) in [
             (TRACKED, slot.watcher.tracked),
@@ -337,10 +433,10 @@ impl State {
                 flags |= flag;
             }
         }
-        self.store(start + slot::KERNEL_HANDLE, slot.polled_as.unwrap_or(0));
-        self.store(start + slot::GENERATION_AND_FLAGS, flags);
+        store(&stored.kernel_handle, slot.polled_as.unwrap_or(0));
+        store(&stored.generation_and_flags, flags);
         fault::point();
-        self.store(start + slot::HANDLE, slot.handle.raw());
+        store(&stored.handle, slot.handle.raw());
         fault::point();
     }
 
@@ -349,31 +445,28 @@ impl State {
         if index >= self.slots() {
             return None;
         }
-        let start = at::FIRST_SLOT + index * SLOT;
-        let handle = self.load(start + slot::HANDLE);
+        let stored = self.slot(index);
+        let handle = load(&stored.handle);
         if handle == 0 {
             return None;
         }
-        let flags = self.load(start + slot::GENERATION_AND_FLAGS);
+        let flags = load(&stored.generation_and_flags);
         let mut command = [0; 16];
-        for (word, bytes) in slot::COMMAND
-            .into_iter()
-            .zip(command.as_chunks_mut::<8>().0)
-        {
-            *bytes = self.load(start + word).to_ne_bytes();
+        for (place, bytes) in stored.command.iter().zip(command.as_chunks_mut::<8>().0) {
+            *bytes = load(place).to_ne_bytes();
         }
         Some(Slot {
             handle: Handle(handle),
-            opened_by: self.load(start + slot::OPENED_BY),
+            opened_by: load(&stored.opened_by),
             node: if flags & VMGENID != 0 {
                 Node::Vmgenid
             } else {
                 Node::Sysgenid
             },
             watcher: WatcherRecord {
-                acknowledged: Epoch::new(self.load(start + slot::ACKNOWLEDGED)),
+                acknowledged: Epoch::new(load(&stored.acknowledged)),
                 acknowledged_generation: Generation::new(low_half(flags)),
-                last_read: self.last_read(start),
+                last_read: stored.last_read(),
                 tracked: flags & TRACKED != 0,
                 access: if flags & WRITABLE != 0 {
                     Access::ReadWrite
@@ -382,23 +475,19 @@ impl State {
                 },
             },
             opener: Opener {
-                pid: low_half(self.load(start + slot::PID)),
+                pid: low_half(load(&stored.pid)),
                 command,
             },
-            polled_as: (flags & POLLS != 0).then(|| self.load(start + slot::KERNEL_HANDLE)),
-            wait: (
-                self.load(start + slot::WAIT),
-                self.load(start + slot::DEADLINE),
-            ),
+            uid: low_half(load(&stored.uid)),
+            polled_as: (flags & POLLS != 0).then(|| load(&stored.kernel_handle)),
+            wait: stored.wait.load(),
         })
     }
 
     /// The index of the slot of this watcher, if it is still there.
     pub fn find(&self, handle: Handle) -> Option<usize> {
         let index = handle.index();
-        (handle.0 != 0
-            && index < self.slots()
-            && self.load(at::FIRST_SLOT + index * SLOT + slot::HANDLE) == handle.0)
+        (handle.0 != 0 && index < self.slots() && load(&self.slot(index).handle) == handle.0)
             .then_some(index)
     }
 
@@ -410,86 +499,100 @@ impl State {
     /// The kernel's name for the watcher with this index, if somebody polled it and has not been told of a
     /// change since.
     pub fn polled_as(&self, index: usize) -> Option<u64> {
-        let start = at::FIRST_SLOT + index * SLOT;
-        let polls = self.load(start + slot::HANDLE) != 0
-            && self.load(start + slot::GENERATION_AND_FLAGS) & POLLS != 0;
-        polls.then(|| self.load(start + slot::KERNEL_HANDLE))
+        let stored = self.slot(index);
+        let polls = load(&stored.handle) != 0 && load(&stored.generation_and_flags) & POLLS != 0;
+        polls.then(|| load(&stored.kernel_handle))
     }
 
     /// Notes that somebody polls the watcher with this index.
     pub fn set_polled_as(&self, index: usize, kernel_handle: u64) {
-        let start = at::FIRST_SLOT + index * SLOT;
-        self.store(start + slot::KERNEL_HANDLE, kernel_handle);
-        let flags = start + slot::GENERATION_AND_FLAGS;
-        self.store(flags, self.load(flags) | POLLS);
+        let stored = self.slot(index);
+        store(&stored.kernel_handle, kernel_handle);
+        let flags = &stored.generation_and_flags;
+        store(flags, load(flags) | POLLS);
     }
 
     /// Notes that those who polled the watcher with this index have been told.
     pub fn clear_polled_as(&self, index: usize) {
-        let flags = at::FIRST_SLOT + index * SLOT + slot::GENERATION_AND_FLAGS;
-        self.store(flags, self.load(flags) & !POLLS);
+        let flags = &self.slot(index).generation_and_flags;
+        store(flags, load(flags) & !POLLS);
     }
 
     /// Stores what the core knows of the watcher with this index.
     pub fn set_watcher(&self, index: usize, watcher: WatcherRecord) {
-        let start = at::FIRST_SLOT + index * SLOT;
-        let flags = start + slot::GENERATION_AND_FLAGS;
-        let kept = self.load(flags) & !(TRACKED | u64::from(u32::MAX));
+        let stored = self.slot(index);
+        let flags = &stored.generation_and_flags;
+        let kept = load(flags) & !(TRACKED | u64::from(u32::MAX));
         let tracked = if watcher.tracked { TRACKED } else { 0 };
         let generation = u64::from(watcher.acknowledged_generation.get());
-        self.store(flags, kept | tracked | generation);
+        store(flags, kept | tracked | generation);
         fault::point();
-        self.store(start + slot::ACKNOWLEDGED, watcher.acknowledged.get());
-        self.store_last_read(start, watcher.last_read);
+        store(&stored.acknowledged, watcher.acknowledged.get());
+        stored.store_last_read(watcher.last_read);
         fault::point();
     }
 
-    fn store_last_read(&self, start: usize, read: Option<LastRead>) {
-        // No change has epoch 0.
-        self.store(start + slot::LAST_READ, 0);
-        if let Some(read) = read {
-            let generation = u64::from(read.generation.get());
-            self.store(start + slot::LAST_READ_GENERATION, generation);
-            self.store(start + slot::LAST_READ, read.epoch.get());
-        }
-    }
-
-    fn last_read(&self, start: usize) -> Option<LastRead> {
-        let epoch = self.load(start + slot::LAST_READ);
-        (epoch != 0).then(|| LastRead {
-            epoch: Epoch::new(epoch),
-            generation: Generation::new(low_half(self.load(start + slot::LAST_READ_GENERATION))),
-        })
-    }
-
-    /// The last wait of the watcher with this index that had to sleep, and its deadline.
-    pub fn wait(&self, index: usize) -> (u64, u64) {
-        let start = at::FIRST_SLOT + index * SLOT;
-        (
-            self.load(start + slot::WAIT),
-            self.load(start + slot::DEADLINE),
-        )
+    /// The last wait of the watcher with this index that had to sleep.
+    pub fn wait(&self, index: usize) -> LastWait {
+        self.slot(index).wait.load()
     }
 
     /// Notes until when a request waits.
-    pub fn set_wait(&self, index: usize, request: u64, deadline: u64) {
-        let start = at::FIRST_SLOT + index * SLOT;
-        self.store(start + slot::WAIT, 0);
-        self.store(start + slot::DEADLINE, deadline);
-        self.store(start + slot::WAIT, request);
+    pub fn set_wait(&self, index: usize, wait: &LastWait) {
+        self.slot(index).wait.store(wait);
     }
 
     /// Frees the slot with this index.
     pub fn free(&self, index: usize) {
-        self.store(at::FIRST_SLOT + index * SLOT + slot::HANDLE, 0);
+        store(&self.slot(index).handle, 0);
         fault::point();
     }
 }
 
-impl AsFd for State {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.storage.as_fd()
+impl StoredSlot {
+    fn store_last_read(&self, read: Option<LastRead>) {
+        // No change has epoch 0.
+        store(&self.last_read, 0);
+        if let Some(read) = read {
+            store(&self.last_read_generation, read.generation.get().into());
+            store(&self.last_read, read.epoch.get());
+        }
     }
+
+    fn last_read(&self) -> Option<LastRead> {
+        let epoch = load(&self.last_read);
+        (epoch != 0).then(|| LastRead {
+            epoch: Epoch::new(epoch),
+            generation: Generation::new(low_half(load(&self.last_read_generation))),
+        })
+    }
+}
+
+impl StoredWait {
+    fn store(&self, wait: &LastWait) {
+        store(&self.request, 0);
+        store(&self.deadline, wait.deadline);
+        store(&self.thread, wait.thread.into());
+        store(&self.argument, wait.argument);
+        store(&self.request, wait.request);
+    }
+
+    fn load(&self) -> LastWait {
+        LastWait {
+            request: load(&self.request),
+            deadline: load(&self.deadline),
+            thread: low_half(load(&self.thread)),
+            argument: load(&self.argument),
+        }
+    }
+}
+
+fn load(word: &AtomicU64) -> u64 {
+    word.load(Ordering::Acquire)
+}
+
+fn store(word: &AtomicU64, value: u64) {
+    word.store(value, Ordering::Release);
 }
 
 /// The lower 32 bits.
@@ -501,6 +604,23 @@ const fn low_half(word: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    struct Place {
+        state: State,
+        folder: tempfile::TempDir,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let state = State::create(&folder.path().join(State::NAME)).unwrap();
+            Self { state, folder }
+        }
+
+        fn resume(&self) -> Result<State, StateError> {
+            State::resume(&self.folder.path().join(State::NAME))
+        }
+    }
 
     fn slot(state: &mut State) -> Slot {
         let index = state.add_slot().unwrap();
@@ -522,17 +642,19 @@ mod tests {
                 pid: 77,
                 command: *b"a program\0\0\0\0\0\0\0",
             },
+            uid: 1000,
             polled_as: None,
-            wait: (0, 0),
+            wait: LastWait::default(),
         }
     }
 
     #[test]
     fn a_successor_finds_what_was_stored() {
-        let mut state = State::create().unwrap();
+        let mut place = Place::new();
+        let state = &mut place.state;
         let mut slots = Vec::new();
         for _ in 0..1000 {
-            let slot = slot(&mut state);
+            let slot = slot(state);
             state.fill(&slot);
             slots.push(slot);
         }
@@ -541,44 +663,58 @@ mod tests {
             generation: Generation::new(9),
             trigger: 5,
             parent_epoch: Epoch::new(3),
-            restores: [1, 2, 3, 4],
-            positions: [None, Some(0), Some(u64::MAX)],
+            authority: [1, 2, 3, 4],
+            positions: [None, Some(0), Some(u64::MAX), Some(7)],
         };
         state.commit(&record);
         state.set_mapping(Mapping::Passthrough(BackingId::new(1)));
-        let successor = State::resume(state.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        state.set_opening(Some(slots[7].handle));
+        let successor = place.resume().unwrap();
         assert_eq!(successor.record(), record);
         assert_eq!(successor.mapping(), Mapping::Passthrough(BackingId::new(1)));
+        assert_eq!(successor.opening(), Some(slots[7].handle));
         for (index, slot) in slots.iter().enumerate() {
             assert_eq!(successor.at(index).as_ref(), Some(slot));
             assert_eq!(successor.find(slot.handle), Some(index));
         }
+        assert_eq!(successor.at(1000), None);
+        let file = std::fs::metadata(place.folder.path().join(State::NAME)).unwrap();
+        assert_eq!(std::os::unix::fs::MetadataExt::mode(&file) & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_new_instance_has_nothing_of_one_before_it() {
+        let mut place = Place::new();
+        let slot = slot(&mut place.state);
+        place.state.fill(&slot);
+        let new = State::create(&place.folder.path().join(State::NAME)).unwrap();
+        assert_eq!(new.slots(), 0);
+        assert_eq!(place.resume().unwrap().slots(), 0);
     }
 
     #[test]
     fn a_record_that_is_not_committed_is_not_there() {
-        let state = State::create().unwrap();
+        let Place { state, .. } = Place::new();
         let mut record = Record {
             generation: Generation::new(4),
             ..Record::default()
         };
         state.commit(&record);
         // What a daemon does that dies before the commit word.
-        let unused = at::RECORDS[usize::from(state.load(at::COMMIT) & 1 == 0)];
+        let header = state.header();
         record.generation = Generation::new(5);
-        for (index, word) in record.to_words().into_iter().enumerate() {
-            state.store(unused + index, word);
-        }
+        header.records[usize::from(load(&header.commit) & 1 == 0)].store(&record);
         assert_eq!(state.record().generation, Generation::new(4));
     }
 
     #[test]
     fn a_handle_of_a_freed_slot_finds_nothing_even_when_the_slot_is_used_again() {
-        let mut state = State::create().unwrap();
+        let Place { mut state, .. } = Place::new();
         let first = slot(&mut state);
         state.fill(&first);
         state.free(0);
         assert_eq!(state.find(first.handle), None);
+        assert_eq!(state.at(0), None);
         let mut second = first;
         second.handle = state.new_handle(0);
         state.fill(&second);
@@ -588,7 +724,7 @@ mod tests {
 
     #[test]
     fn storing_a_watcher_keeps_who_it_is() {
-        let mut state = State::create().unwrap();
+        let Place { mut state, .. } = Place::new();
         let mut slot = slot(&mut state);
         state.fill(&slot);
         slot.watcher.tracked = false;
@@ -601,28 +737,65 @@ mod tests {
         state.clear_polled_as(0);
         assert_eq!(state.polled_as(0), None);
         state.set_polled_as(0, 0);
-        state.set_wait(0, 8, 9);
-        slot.wait = (8, 9);
+        slot.wait = LastWait {
+            request: 8,
+            deadline: 9,
+            thread: 10,
+            argument: u64::MAX,
+        };
+        state.set_wait(0, &slot.wait);
+        assert_eq!(state.wait(0), slot.wait);
         assert_eq!(state.at(0), Some(slot));
     }
 
     #[test]
     fn the_time_of_a_change_long_ago_is_not_before_it() {
-        let state = State::create().unwrap();
+        let Place { state, .. } = Place::new();
         for epoch in 1..5000 {
             state.set_time(Epoch::new(epoch), epoch * 10);
         }
         let current = Epoch::new(4999);
         assert_eq!(state.time(current, current), 49_990);
-        assert_eq!(state.time(Epoch::new(4500), current), 45_000);
+        assert_eq!(state.time(Epoch::new(4900), current), 49_000);
         assert!(state.time(Epoch::new(1), current) > 10);
     }
 
     #[test]
-    fn memory_of_another_version_is_refused() {
-        let state = State::create().unwrap();
-        state.store(at::MAGIC, MAGIC + 1);
-        let file = state.as_fd().try_clone_to_owned().unwrap();
-        assert_eq!(State::resume(file).unwrap_err(), Errno::INVAL);
+    fn memory_of_another_version_is_refused_and_not_touched() {
+        let place = Place::new();
+        let path = place.folder.path().join(State::NAME);
+        store(&place.state.header().magic, MAGIC + 1);
+        assert!(matches!(place.resume(), Err(StateError::OtherVersion)));
+        let short = [0xff; 8];
+        std::fs::write(&path, short).unwrap();
+        assert!(matches!(place.resume(), Err(StateError::OtherVersion)));
+        assert_eq!(std::fs::read(&path).unwrap(), short);
+    }
+
+    #[test]
+    fn memory_that_is_cut_off_is_refused() {
+        let mut place = Place::new();
+        let path = place.folder.path().join(State::NAME);
+        let slot = slot(&mut place.state);
+        place.state.fill(&slot);
+        place.resume().unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        for length in [size_of::<Header>(), size_of::<Header>() - 8, 8] {
+            std::fs::write(&path, &whole[..length]).unwrap();
+            let refused = place.resume();
+            assert!(
+                matches!(refused, Err(StateError::CutOff)),
+                "{length}: {refused:?}"
+            );
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert!(matches!(place.resume(), Err(StateError::File(_))));
+    }
+
+    #[test]
+    fn the_layout_is_that_of_its_version() {
+        assert_eq!(size_of::<Header>(), 2624);
+        assert_eq!(size_of::<StoredSlot>(), 128);
+        assert_eq!(std::mem::offset_of!(Header, records), 320);
     }
 }

@@ -3,7 +3,7 @@
 //! The fd store: what outlives this process at its service manager.
 //!
 //! systemd keeps descriptors for a service (`FileDescriptorStoreMax=`), and so does
-//! [`crate::keeping::supervise`]. A descriptor is kept from the moment in which [`Store::keep`] returns: the
+//! [`crate::keeping::supervisor`]. A descriptor is kept from the moment in which [`Store::keep`] returns: the
 //! message then lies in a queue of the kernel, which the manager empties before it deals with the end
 //! of this process. [`Store::barrier`] waits until it is known to have been read.
 
@@ -19,7 +19,6 @@ use std::os::fd::FromRawFd as _;
 use std::os::fd::OwnedFd;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use rustix::event::PollFd;
@@ -27,6 +26,8 @@ use rustix::event::PollFlags;
 use rustix::event::Timespec;
 use rustix::pipe::PipeFlags;
 
+use crate::keeping::handover::Handover;
+use crate::keeping::handover::List;
 use crate::service;
 use crate::service::Manager;
 
@@ -59,12 +60,13 @@ pub enum Error {
     System(#[from] io::Error),
 }
 
-/// How long the list of kept descriptors may become. The next process gets it as one variable of its
-/// environment, for which the kernel has 128 KiB; beyond that no process could be started at all.
-const LONGEST_LIST: usize = 100 * 1024;
+/// How long the list of the names of kept descriptors may become. systemd gives it to the next process as one
+/// variable of its environment, for which the kernel has 128 KiB; beyond that no process could be started at
+/// all.
+const LONGEST_LIST: usize = 120 * 1024;
 
-/// What the list takes for a descriptor besides its name: separators and a number.
-const LIST_ENTRY: usize = 8;
+/// How long to wait for the manager to close what it should not have had.
+const DOUBLED_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Where descriptors are kept for the next process.
 #[derive(Debug)]
@@ -74,12 +76,38 @@ pub struct Store {
     /// is the absence of a store.
     room: usize,
     /// What is kept. In a cell, because keeping something changes nothing for the caller.
-    kept: RefCell<BTreeSet<String>>,
+    kept: RefCell<Names>,
+}
+
+/// The names of what is kept.
+#[derive(Debug, Default)]
+struct Names {
+    names: BTreeSet<String>,
+    /// How long their list is, with a separator behind each.
+    length: usize,
+}
+
+impl Names {
+    fn insert(&mut self, name: &str) {
+        if self.names.insert(name.to_owned()) {
+            self.length += name.len() + 1;
+        }
+    }
+
+    fn remove(&mut self, name: &str) {
+        if self.names.remove(name) {
+            self.length -= name.len() + 1;
+        }
+    }
 }
 
 /// The descriptors that the previous process had kept, by name.
 #[derive(Debug, Default)]
-pub struct Inherited(BTreeMap<String, OwnedFd>);
+pub struct Inherited {
+    fds: BTreeMap<String, OwnedFd>,
+    /// The names that more than one bore. Which of them is in use cannot be known, so they are closed.
+    doubled: BTreeSet<String>,
+}
 
 impl Store {
     /// Finds the store in the environment, and takes over what is in it.
@@ -93,8 +121,11 @@ impl Store {
     pub fn take() -> Result<(Self, Inherited), Error> {
         if let Some(handover) = Handover::from_environment()? {
             let manager = Manager::at(adopt(handover.notify)?);
-            let inherited = Inherited::adopt(handover.fds)?;
-            return Ok((Self::new(manager, usize::MAX, &inherited), inherited));
+            let others = [handover.notify, handover.list];
+            let list = List::from_file(adopt(handover.list)?, &others)?;
+            let inherited = Inherited::adopt(list.0)?;
+            let store = Self::new(manager, usize::MAX, &inherited);
+            return Ok((store, inherited));
         }
         let described = sd_notify::listen_fds_with_names()
             .map_err(|error| Error::Inherited(error.to_string()))?;
@@ -105,17 +136,38 @@ impl Store {
             _ if !manager.is_present() => 0,
             Some(room) => room,
             // systemd before version 254 says only by handing them over that it keeps descriptors.
-            None if inherited.0.is_empty() => 0,
+            None if inherited.fds.is_empty() => 0,
             None => usize::MAX,
         };
-        Ok((Self::new(manager, room, &inherited), inherited))
+        let store = Self::new(manager, room, &inherited);
+        store.forget_doubled(&inherited)?;
+        Ok((store, inherited))
     }
 
-    fn new(manager: Manager, room: usize, inherited: &Inherited) -> Self {
+    /// What bears one name twice is of no use to any process.
+    fn forget_doubled(&self, inherited: &Inherited) -> Result<(), Error> {
+        if inherited.doubled.is_empty() {
+            return Ok(());
+        }
+        for name in inherited.doubled() {
+            tracing::error!(
+                "the service manager keeps two descriptors named {name}; neither is used"
+            );
+            self.forget(name)?;
+        }
+        // A lock that one of them holds is free only then.
+        self.barrier(DOUBLED_PATIENCE)
+    }
+
+    pub(super) fn new(manager: Manager, room: usize, inherited: &Inherited) -> Self {
+        let mut kept = Names::default();
+        for name in inherited.names().chain(inherited.doubled()) {
+            kept.insert(name);
+        }
         Self {
             manager,
             room,
-            kept: RefCell::new(inherited.names().map(str::to_owned).collect()),
+            kept: RefCell::new(kept),
         }
     }
 
@@ -145,18 +197,22 @@ impl Store {
             return Ok(());
         }
         let mut kept = self.kept.borrow_mut();
-        if !kept.contains(name) {
-            let list: usize = kept.iter().map(|kept| kept.len() + LIST_ENTRY).sum();
-            if kept.len() >= self.room || list + name.len() + LIST_ENTRY > LONGEST_LIST {
-                return Err(Error::Full(kept.len()));
-            }
+        if !kept.names.contains(name)
+            && (kept.names.len() >= self.room || kept.length + name.len() + 1 > LONGEST_LIST)
+        {
+            return Err(Error::Full(kept.names.len()));
         }
         // FDPOLL=0: systemd would drop a descriptor that reports an error or a hang-up, and that
         // of a FUSE connection may do so while the manager starts the next process.
         let message = format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0");
         self.manager.send(&message, Some(fd))?;
-        kept.insert(name.to_owned());
+        kept.insert(name);
         Ok(())
+    }
+
+    /// Whether something is kept under `name`.
+    pub(super) fn keeps(&self, name: &str) -> bool {
+        self.kept.borrow().names.contains(name)
     }
 
     /// Lets the store close what is kept under `name`.
@@ -200,104 +256,52 @@ impl Store {
 }
 
 impl Inherited {
-    fn adopt(described: impl IntoIterator<Item = (String, RawFd)>) -> Result<Self, Error> {
-        let mut fds = BTreeMap::new();
+    pub(super) fn adopt(
+        described: impl IntoIterator<Item = (String, RawFd)>,
+    ) -> Result<Self, Error> {
+        let mut inherited = Self::default();
         for (name, fd) in described {
-            if fds.insert(name.clone(), adopt(fd)?).is_some() {
-                // Which of the two is in use cannot be known.
-                return Err(Error::Inherited(format!("two are named {name}")));
+            if inherited.fds.insert(name.clone(), adopt(fd)?).is_some() {
+                inherited.doubled.insert(name);
             }
         }
-        Ok(Self(fds))
+        for name in &inherited.doubled {
+            inherited.fds.remove(name);
+        }
+        Ok(inherited)
+    }
+
+    /// The names that more than one descriptor bore.
+    fn doubled(&self) -> impl Iterator<Item = &str> {
+        self.doubled.iter().map(String::as_str)
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(fds: BTreeMap<String, OwnedFd>) -> Self {
+        Self {
+            fds,
+            ..Self::default()
+        }
     }
 
     /// Takes the descriptor of this name.
     pub fn take(&mut self, name: &str) -> Option<OwnedFd> {
-        self.0.remove(name)
+        self.fds.remove(name)
     }
 
     /// Where the file is that has not been taken and bears this name.
     pub(crate) fn path(&self, name: &str) -> Option<PathBuf> {
-        let fd = self.0.get(name)?.as_raw_fd();
+        let fd = self.fds.get(name)?.as_raw_fd();
         std::fs::read_link(format!("/proc/self/fd/{fd}")).ok()
     }
 
     /// The names of those that have not been taken.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().map(String::as_str)
+        self.fds.keys().map(String::as_str)
     }
 }
 
-/// What [`crate::keeping::supervise`] tells its child in `$SYSGENIDD_SUPERVISED`, on one line:
-/// `SUPERVISOR NOTIFY FD=NAME ...`.
-///
-/// Unlike `LISTEN_FDS` it names each number, because moving descriptors to fixed numbers between
-/// fork and exec would take `unsafe`; and it names the parent, which is known before the fork,
-/// instead of the child.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Handover {
-    /// The process of the supervisor.
-    pub(crate) supervisor: i32,
-    /// The socket for messages to the supervisor.
-    pub(crate) notify: RawFd,
-    /// The name and number of each kept descriptor.
-    pub(crate) fds: Vec<(String, RawFd)>,
-}
-
-impl Handover {
-    pub(crate) const VARIABLE: &str = "SYSGENIDD_SUPERVISED";
-
-    /// What the parent of this process handed over to it.
-    pub(crate) fn from_environment() -> Result<Option<Self>, Error> {
-        let Ok(text) = env::var(Self::VARIABLE) else {
-            return Ok(None);
-        };
-        let handover: Self = text
-            .parse()
-            .map_err(|()| Error::Inherited(format!("{}={text}", Self::VARIABLE)))?;
-        // Meant for somebody whose environment this process has inherited.
-        let parent = rustix::process::getppid().map(|parent| parent.as_raw_nonzero().get());
-        Ok((parent == Some(handover.supervisor)).then_some(handover))
-    }
-}
-
-impl std::fmt::Display for Handover {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.supervisor, self.notify)?;
-        for (name, fd) in &self.fds {
-            write!(f, " {fd}={name}")?;
-        }
-        Ok(())
-    }
-}
-
-impl FromStr for Handover {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let number = |text: &str| text.parse().ok().filter(|&fd: &RawFd| fd >= 0).ok_or(());
-        let mut fields = text.split(' ');
-        let supervisor = number(fields.next().ok_or(())?)?;
-        let notify = number(fields.next().ok_or(())?)?;
-        let mut fds: Vec<(String, RawFd)> = Vec::new();
-        for field in fields {
-            let (fd, name) = field.split_once('=').ok_or(())?;
-            let fd = number(fd)?;
-            // One number cannot be owned twice.
-            if fd == notify || fds.iter().any(|&(_, other)| other == fd) {
-                return Err(());
-            }
-            fds.push((name.to_owned(), fd));
-        }
-        Ok(Self {
-            supervisor,
-            notify,
-            fds,
-        })
-    }
-}
-
-/// systemd's rule, without the space that separates names in a [`Handover`].
+/// systemd's rule, without spaces.
 pub(crate) fn check_name(name: &str) -> Result<(), Error> {
     let good = |byte: u8| byte.is_ascii_graphic() && byte != b':';
     if name.is_empty() || name.len() > 255 || !name.bytes().all(good) {
@@ -328,8 +332,6 @@ mod tests {
     use std::os::fd::IntoRawFd as _;
     use std::os::unix::net::UnixDatagram;
 
-    use proptest::prelude::*;
-
     use super::*;
 
     const SHORT: Duration = Duration::from_millis(1);
@@ -342,7 +344,7 @@ mod tests {
     }
 
     fn received(peer: &UnixDatagram) -> (String, Vec<OwnedFd>) {
-        crate::keeping::supervise::receive(peer.as_fd(), rustix::net::RecvFlags::empty())
+        crate::keeping::handover::receive(peer.as_fd(), rustix::net::RecvFlags::empty())
             .unwrap()
             .unwrap()
     }
@@ -422,7 +424,7 @@ mod tests {
     fn what_a_manager_would_drop_is_refused() {
         let (mut store, peer) = store_and_peer();
         let (read, write) = rustix::pipe::pipe().unwrap();
-        let inherited = Inherited([("old".to_owned(), write)].into());
+        let inherited = Inherited::of([("old".to_owned(), write)].into());
         store = Store::new(store.manager, 2, &inherited);
         store.keep("a", read.as_fd()).unwrap();
         store.keep("a", read.as_fd()).unwrap();
@@ -443,14 +445,15 @@ mod tests {
         let (read, _write) = rustix::pipe::pipe().unwrap();
         let name = |n: usize| format!("{n:0>255}");
         let refused = (0..10_000).find(|&n| store.keep(&name(n), read.as_fd()).is_err());
-        let fds = (0..refused.unwrap()).map(|n| (name(n), 999_999)).collect();
-        let list = Handover {
-            supervisor: 4_000_000,
-            notify: 5,
-            fds,
-        }
-        .to_string();
-        assert!((LONGEST_LIST - 2 * name(0).len()..120 * 1024).contains(&list.len()));
+        let names: Vec<_> = (0..refused.unwrap()).map(name).collect();
+        let list = format!("LISTEN_FDNAMES={}", names.join(":"));
+        assert!((LONGEST_LIST - 300..127 * 1024).contains(&list.len()));
+        store.forget(&name(3)).unwrap();
+        store.keep(&name(3), read.as_fd()).unwrap();
+        let status = std::process::Command::new("true")
+            .env("LISTEN_FDNAMES", names.join(":"))
+            .status();
+        assert!(status.unwrap().success());
         store.manager().status("").unwrap();
         reader.join().unwrap();
     }
@@ -470,49 +473,32 @@ mod tests {
     }
 
     #[test]
-    fn two_descriptors_of_one_name_and_one_that_is_not_open_are_errors() {
+    fn what_bears_one_name_twice_is_forgotten_and_the_rest_is_not() {
         let (read, write) = rustix::pipe::pipe().unwrap();
+        let third = read.try_clone().unwrap();
         let twice = [
             ("a".to_owned(), read.into_raw_fd()),
+            ("b".to_owned(), third.into_raw_fd()),
             ("a".to_owned(), write.into_raw_fd()),
         ];
-        assert!(matches!(Inherited::adopt(twice), Err(Error::Inherited(_))));
-        for bad in [0, 2, 1_000_000] {
-            let refused = Inherited::adopt([("a".to_owned(), bad)]);
-            assert!(matches!(refused, Err(Error::Inherited(_))), "{bad}");
-        }
+        let inherited = Inherited::adopt(twice).unwrap();
+        assert_eq!(inherited.names().collect::<Vec<_>>(), ["b"]);
+        let (ours, peer) = UnixDatagram::pair().unwrap();
+        let store = Store::new(Manager::at(ours.into()), 2, &inherited);
+        let reader = std::thread::spawn(move || [received(&peer).0, received(&peer).0]);
+        store.forget_doubled(&inherited).unwrap();
+        assert_eq!(
+            reader.join().unwrap(),
+            ["FDSTOREREMOVE=1\nFDNAME=a", "BARRIER=1"]
+        );
+        assert!(!store.keeps("a") && store.keeps("b"));
     }
 
     #[test]
-    fn a_handover_that_owns_a_number_twice_is_refused() {
-        assert!("1 5 6=a 7=b".parse::<Handover>().is_ok());
-        for bad in [
-            "",
-            "1",
-            "1 5 5=a",
-            "1 5 6=a 6=b",
-            "1 5 x=a",
-            "1 -5",
-            "1 5 6",
-        ] {
-            assert!(bad.parse::<Handover>().is_err(), "{bad:?}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn a_handover_survives_the_environment(
-            supervisor in 1i32..,
-            names in proptest::collection::btree_set("[a-z]{1,8}/[a-z0-9.=_-]{1,64}", 0..20),
-        ) {
-            let fds = names.into_iter().zip(6..).collect();
-            let handover = Handover { supervisor, notify: 5, fds };
-            prop_assert_eq!(handover.to_string().parse::<Handover>(), Ok(handover));
-        }
-
-        #[test]
-        fn any_text_is_a_handover_or_not(text in any::<String>()) {
-            let _ = text.parse::<Handover>();
+    fn a_descriptor_that_is_not_open_is_an_error() {
+        for bad in [0, 2, 1_000_000] {
+            let refused = Inherited::adopt([("a".to_owned(), bad)]);
+            assert!(matches!(refused, Err(Error::Inherited(_))), "{bad}");
         }
     }
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What a backend is: something that counts changes. It neither knows watchers nor bumps.
+//! What a backend is: something that notices. It neither knows watchers nor changes anything.
 
 use std::fmt;
+use std::fs;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
@@ -10,13 +11,18 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::authority::{Doubt, Presence};
+use super::evidence::Counters;
+
 /// Which backend. The order is that of preference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// The hypervisor's page, see [`vmclock`](super::vmclock).
     Vmclock,
-    /// The kernel's own notice, see [`kmsg`](super::kmsg).
+    /// The kernel's own notice, counted, see [`kprobe`](super::kprobe).
+    Kprobe,
+    /// The kernel's own notice in its log, see [`kmsg`](super::kmsg).
     Kmsg,
     /// Another node, see [`parent`](super::parent).
     Parent,
@@ -24,13 +30,14 @@ pub enum Kind {
 
 impl Kind {
     /// All of them, the preferred one first.
-    pub const ALL: [Self; 3] = [Self::Vmclock, Self::Kmsg, Self::Parent];
+    pub const ALL: [Self; 4] = [Self::Vmclock, Self::Kprobe, Self::Kmsg, Self::Parent];
 }
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Vmclock => "vmclock",
+            Self::Kprobe => "kprobe",
             Self::Kmsg => "kmsg",
             Self::Parent => "parent",
         })
@@ -38,7 +45,7 @@ impl fmt::Display for Kind {
 }
 
 /// Something that notices changes.
-pub trait Backend: fmt::Debug {
+pub trait Backend: fmt::Debug + Send {
     /// Which one it is.
     fn kind(&self) -> Kind;
 
@@ -50,32 +57,67 @@ pub trait Backend: fmt::Debug {
     /// is a reason to [`look`](Self::look), which says what to do.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 
-    /// Looks now. Returns how many changes there were since the last look, and takes in all that there is,
-    /// so that no edge is left over.
+    /// Looks now, and takes in all that there is, so that no edge is left over.
     ///
     /// # Errors
     ///
-    /// [`Error::Busy`]: nothing was lost, look again soon. [`Error::Gone`] and all others: nothing was lost
-    /// either; drop it, and [`open`] it again later with [`position`](Self::position) as `resume_at`.
-    fn look(&mut self) -> Result<u32, Error>;
+    /// [`Error::Busy`]: nothing was lost, look again soon. [`Error::Gone`] and all others: drop it, and
+    /// [`open`] it again when it is back.
+    fn look(&mut self) -> Result<Seen, Error>;
 
-    /// What it has seen so far, as a number that outlives the process: the counter of the vmclock page,
-    /// the sequence number of the last record of the kernel's log, the generation of the parent.
-    fn position(&self) -> u64;
+    /// What it has reported so far, as a number that outlives the process: the counter of the vmclock page,
+    /// the count of the kernel's probe, the sequence number of the last record of the kernel's log, the
+    /// generation of the parent. `None` while it does not know yet.
+    fn position(&self) -> Option<u64>;
 
-    /// Whether there is anything that it could notice. A log can be read also where nobody will ever write
-    /// the notice into it.
-    fn can_notice(&self) -> bool {
-        true
+    /// Takes what it would report now as dealt with. Only a backend that repeats a report until then has
+    /// anything to do.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`look`](Self::look); then it goes on reporting.
+    fn deal(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Whether it would notice a restore.
+    fn presence(&self) -> Presence {
+        Presence::Notices
     }
 
     /// For people: what it watches, and how long a restore may go unnoticed.
     fn description(&self) -> String;
+
+    /// Leaves nothing behind in the kernel. Without this, a successor finds what it left.
+    fn remove(self: Box<Self>) {}
 }
+
+/// What a look found.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// How many restores were reported since the last look.
+    pub reports: u64,
+    /// What may have hidden one.
+    pub doubt: Option<Doubt>,
+    /// That there will be nothing more, and why.
+    pub ended: Option<Error>,
+}
+
+/// The position of what was there and went away: whatever it says when it is back, it is another.
+pub const GONE: u64 = u64::MAX;
 
 /// Where the backends find what they watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
+    /// The daemon's folder: what it leaves in the kernel is named after that, so that two daemons do not take
+    /// it from each other.
+    pub directory: PathBuf,
+    /// Where the kernel's drivers for the VM Generation ID have their devices.
+    pub drivers: Vec<PathBuf>,
+    /// The tracing file system. `None`: where it usually is, or else a mount of the daemon's own.
+    pub tracefs: Option<PathBuf>,
+    /// The counts of ACPI's interrupts, and of all: what shows that no notice was lost with a piece of the log.
+    pub evidence: Counters,
     /// The vmclock device. `None`: the first of `/dev/vmclock0` and so on that counts restores.
     pub vmclock: Option<PathBuf>,
     /// The kernel's log.
@@ -90,6 +132,10 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            directory: PathBuf::from("/run/sysgenid"),
+            drivers: DRIVERS.map(PathBuf::from).to_vec(),
+            tracefs: None,
+            evidence: Counters::default(),
             vmclock: None,
             kmsg: PathBuf::from("/dev/kmsg"),
             parent: None,
@@ -113,6 +159,19 @@ pub enum Error {
     NoPermission {
         /// What was to be opened.
         path: PathBuf,
+    },
+
+    /// The kernel notices nothing that it could tell of. A device or its driver has to appear.
+    #[error("the kernel has found no VM Generation ID device, so it will notice no restore")]
+    NoGenerationId,
+
+    /// The kernel does not let itself be probed. An operator may change that.
+    #[error("the kernel cannot be probed: {reason} ({source})")]
+    NoProbe {
+        /// Why.
+        reason: &'static str,
+        /// What the kernel said.
+        source: Errno,
     },
 
     /// It is served by this very daemon, which would wait for itself. Another path has to be configured.
@@ -199,7 +258,8 @@ impl Error {
 /// Opens a backend.
 ///
 /// `resume_at` is the [`position`](Backend::position) that a predecessor reached: then the first look
-/// reports what happened in between. `None`: only what happens from now on counts.
+/// reports what happened in between, or a doubt. [`GONE`] is a doubt whatever it says. `None`: only what
+/// happens from now on counts.
 ///
 /// # Errors
 ///
@@ -211,8 +271,29 @@ pub fn open(
 ) -> Result<Box<dyn Backend>, Error> {
     Ok(match kind {
         Kind::Vmclock => Box::new(super::vmclock::Vmclock::open(settings, resume_at)?),
+        Kind::Kprobe => Box::new(super::kprobe::Kprobe::open(settings, resume_at)?),
         Kind::Kmsg => Box::new(super::kmsg::Kmsg::open(settings, resume_at)?),
         Kind::Parent => Box::new(super::parent::Parent::open(settings, resume_at)?),
+    })
+}
+
+/// Where the drivers of the VM Generation ID are, by kernel: it moved from one bus to the other with Linux
+/// 6.10.
+const DRIVERS: [&str; 2] = [
+    "/sys/bus/platform/drivers/vmgenid",
+    "/sys/bus/acpi/drivers/vmgenid",
+];
+
+/// Whether one of `drivers` has a device: its folder then holds a link to it, beside a few files. Only then
+/// will the kernel notice a restore by itself.
+pub(crate) fn kernel_notices(drivers: &[PathBuf]) -> bool {
+    drivers.iter().any(|driver| {
+        fs::read_dir(driver).is_ok_and(|entries| {
+            entries.flatten().any(|entry| {
+                entry.file_type().is_ok_and(|kind| kind.is_symlink())
+                    && entry.file_name() != "module"
+            })
+        })
     })
 }
 
@@ -264,11 +345,26 @@ mod tests {
             vmclock: Some("/nonexistent/vmclock".into()),
             kmsg: "/nonexistent/kmsg".into(),
             parent: Some("/dev/null/sysgenid".into()),
-            own_devices: Vec::new(),
+            drivers: vec!["/nonexistent/driver".into()],
+            ..Settings::default()
         };
         for kind in Kind::ALL {
             let error = open(kind, &settings, None).unwrap_err();
-            assert!(matches!(error, Error::NotPresent { .. }), "{kind}: {error}");
+            assert!(
+                matches!(error, Error::NotPresent { .. } | Error::NoGenerationId),
+                "{kind}: {error}"
+            );
         }
+    }
+
+    #[test]
+    fn the_kernel_notices_where_its_driver_has_a_device() {
+        let folder = tempfile::tempdir().unwrap();
+        let drivers = [folder.path().to_owned(), "/nonexistent".into()];
+        fs::write(folder.path().join("bind"), "").unwrap();
+        std::os::unix::fs::symlink("/nonexistent", folder.path().join("module")).unwrap();
+        assert!(!kernel_notices(&drivers));
+        std::os::unix::fs::symlink("/nonexistent", folder.path().join("QEMUVGID:00")).unwrap();
+        assert!(kernel_notices(&drivers));
     }
 }

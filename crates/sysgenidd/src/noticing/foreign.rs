@@ -100,7 +100,7 @@ fn look_at(file: &OwnedFd, own_devices: &[(u32, u32)]) -> Result<Option<FileType
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::ffi::CString;
     use std::fs::{self, File};
     use std::os::unix::fs::symlink;
@@ -113,14 +113,14 @@ mod tests {
     use super::*;
 
     /// A FUSE mount that nobody serves: whoever asks it anything waits until this is dropped.
-    struct Unserved {
+    pub(in crate::noticing) struct Unserved {
         // Dropping it ends the connection, and with it all waiting.
         connection: Option<OwnedFd>,
         at: PathBuf,
     }
 
     impl Unserved {
-        fn mount(at: &Path) -> Result<Self, Errno> {
+        pub(in crate::noticing) fn mount(at: &Path) -> Result<Self, Errno> {
             let connection =
                 rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
             let data = format!(

@@ -8,15 +8,20 @@
 //! notice cannot be forged. The format is that of `Documentation/ABI/testing/dev-kmsg`.
 //!
 //! The window between a restore and the notice is the time until the kernel has handled the interrupt and
-//! this daemon was woken. Each record of the log wakes the daemon.
+//! this daemon was woken. Each record of the log wakes the daemon, and anybody may write so many that the
+//! notice is overwritten before it is read; [`evidence`](super::evidence) says where there was none. So this is
+//! for where [`kprobe`](super::kprobe) cannot be had.
 
-use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rustix::io::Errno;
 
-use super::{Backend, Error, Kind, Settings, foreign};
+use super::authority::{Doubt, Presence};
+use super::backend::kernel_notices;
+use super::evidence::Evidence;
+use super::{Backend, Error, Kind, Seen, Settings, foreign};
+use crate::clock;
 
 /// What the kernel writes, whole.
 const NOTICE: &[u8] = b"random: crng reseeded due to virtual machine fork";
@@ -27,12 +32,6 @@ const KERNEL: u32 = 0;
 /// The kernel's own buffer for a record was never longer. A record that is longer than the reader's would be
 /// an error.
 const LONGEST_RECORD: usize = 8192;
-
-/// Where the drivers of the device are, by kernel: it moved from one bus to the other with Linux 6.10.
-const DRIVERS: [&str; 2] = [
-    "/sys/bus/platform/drivers/vmgenid",
-    "/sys/bus/acpi/drivers/vmgenid",
-];
 
 /// A record of the kernel's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +78,8 @@ pub fn parse_record(bytes: &[u8]) -> Option<Record<'_>> {
 pub struct Kmsg {
     log: OwnedFd,
     path: PathBuf,
+    drivers: Vec<PathBuf>,
+    evidence: Evidence,
     /// The number of the last record that was seen.
     last: u64,
     /// That no look was made yet, so that the next one goes through the whole log.
@@ -93,18 +94,24 @@ impl Kmsg {
     ///
     /// # Errors
     ///
+    /// [`Error::NoGenerationId`]: the log can be read also where nobody will ever write the notice into it.
     /// [`Error::NotPresent`], [`Error::NoPermission`], [`Error::OwnNode`], [`Error::Unsuitable`],
     /// [`Error::Io`].
     pub fn open(settings: &Settings, resume_at: Option<u64>) -> Result<Self, Error> {
-        let path = &settings.kmsg;
-        Self::resume(foreign::open(path, &settings.own_devices)?, path, resume_at)
+        if !kernel_notices(&settings.drivers) {
+            return Err(Error::NoGenerationId);
+        }
+        let log = foreign::open(&settings.kmsg, &settings.own_devices)?;
+        Self::resume(log, settings, resume_at)
     }
 
     /// `log` is at its oldest record.
-    fn resume(log: OwnedFd, path: &Path, resume_at: Option<u64>) -> Result<Self, Error> {
+    fn resume(log: OwnedFd, settings: &Settings, resume_at: Option<u64>) -> Result<Self, Error> {
         let mut opened = Self {
             log,
-            path: path.to_owned(),
+            path: settings.kmsg.clone(),
+            drivers: settings.drivers.clone(),
+            evidence: Evidence::new(settings.evidence.clone()),
             last: resume_at.unwrap_or(0),
             first_look: true,
         };
@@ -113,24 +120,10 @@ impl Kmsg {
         }
         Ok(opened)
     }
-}
 
-impl Backend for Kmsg {
-    fn kind(&self) -> Kind {
-        Kind::Kmsg
-    }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.log.as_fd())
-    }
-
-    /// Each notice is a change. Records that were overwritten before they were read show as a gap in
-    /// their numbers; they may have held the notice, so a look that comes by such gaps reports one change
-    /// more. So it does if the whole log ends before `resume_at`: numbers never shrink, so it is the log of
-    /// another kernel, and this process was moved.
-    fn look(&mut self) -> Result<u32, Error> {
+    /// Reads to the end. Returns the number of notices and whether records are missing before the last.
+    fn drain(&mut self, newest: &mut u64) -> Result<(u64, bool), Error> {
         let mut last = self.last;
-        let mut newest = 0;
         let mut notices = 0;
         let mut lost = false;
         let mut buffer = [0; LONGEST_RECORD];
@@ -151,59 +144,97 @@ impl Backend for Kmsg {
             let Some(record) = parse_record(&buffer[..length]) else {
                 continue;
             };
-            newest = record.sequence;
+            *newest = record.sequence;
             if record.sequence <= last {
                 continue;
             }
             lost |= record.sequence - last > 1;
-            notices += u32::from(record.is_notice());
+            notices += u64::from(record.is_notice());
             last = record.sequence;
         }
-        if std::mem::take(&mut self.first_look) && newest < last {
-            lost = true;
-            last = newest;
-        }
         self.last = last;
-        Ok(notices + u32::from(lost))
-    }
-
-    fn position(&self) -> u64 {
-        self.last
-    }
-
-    fn can_notice(&self) -> bool {
-        DRIVERS.iter().any(|driver| has_device(Path::new(driver)))
-    }
-
-    fn description(&self) -> String {
-        let device = if self.can_notice() {
-            "the kernel writes a notice once it has handled the hypervisor's; no window but that and the \
-             time to wake the daemon"
-        } else {
-            "the kernel found no vmgenid device, so it will write no notice"
-        };
-        format!("{}: {device}", self.path.display())
+        Ok((notices, lost))
     }
 }
 
-/// Whether a driver has a device: its folder then holds a link to it, beside a few files.
-fn has_device(driver: &Path) -> bool {
-    fs::read_dir(driver).is_ok_and(|entries| {
-        entries.flatten().any(|entry| {
-            entry.file_type().is_ok_and(|kind| kind.is_symlink()) && entry.file_name() != "module"
+impl Backend for Kmsg {
+    fn kind(&self) -> Kind {
+        Kind::Kmsg
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.log.as_fd())
+    }
+
+    /// Each notice is a report. Records that were overwritten before they were read show as a gap in their
+    /// numbers; they may have held the notice, so that is a doubt unless there is evidence that they did not.
+    /// So is a log that ends before `resume_at`: numbers never shrink, so it is the log of another kernel,
+    /// and this process was moved.
+    fn look(&mut self) -> Result<Seen, Error> {
+        let began = clock::now();
+        self.evidence.about_to_look(began);
+        let mut newest = 0;
+        let (reports, lost) = self.drain(&mut newest)?;
+        let doubt = if std::mem::take(&mut self.first_look) && newest < self.last {
+            self.last = newest;
+            Some(Doubt::AnotherKernel)
+        } else if lost && !self.evidence.nothing_happened(clock::now()) {
+            Some(Doubt::LostRecords)
+        } else {
+            None
+        };
+        if lost && doubt.is_none() {
+            tracing::debug!("records of the kernel's log were lost; no interrupt came meanwhile");
+        }
+        if !lost {
+            self.evidence.looked(began);
+        }
+        Ok(Seen {
+            reports,
+            doubt,
+            ended: None,
         })
-    })
+    }
+
+    fn position(&self) -> Option<u64> {
+        Some(self.last)
+    }
+
+    fn presence(&self) -> Presence {
+        if kernel_notices(&self.drivers) {
+            Presence::Notices
+        } else {
+            Presence::Follows
+        }
+    }
+
+    fn description(&self) -> String {
+        format!(
+            "{}: the kernel writes a notice once it has handled the hypervisor's; no window but that and \
+             the time to wake the daemon. Records that are overwritten unread are a change where nothing \
+             shows that no notice was among them",
+            self.path.display()
+        )
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs::OpenOptions;
+    use std::fs::{self, OpenOptions};
     use std::io::Write;
 
     use proptest::prelude::*;
     use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
     use super::*;
+    use crate::noticing::evidence::Counters;
+
+    /// The reports and the doubt of a look.
+    fn look(backend: &mut Kmsg) -> (u64, Option<Doubt>) {
+        let seen = backend.look().unwrap();
+        assert!(seen.ended.is_none());
+        (seen.reports, seen.doubt)
+    }
 
     const REAL: &[u8] = b"5,336,1280814,-;random: crng reseeded due to virtual machine fork\n";
 
@@ -275,7 +306,11 @@ mod tests {
             .unwrap();
             let log = Self { writer };
             log.write(first);
-            let backend = Kmsg::resume(reader, Path::new("the log"), resume_at).unwrap();
+            let settings = Settings {
+                evidence: Counters::none(),
+                ..Settings::default()
+            };
+            let backend = Kmsg::resume(reader, &settings, resume_at).unwrap();
             (log, backend)
         }
 
@@ -295,55 +330,67 @@ mod tests {
     #[test]
     fn what_was_logged_before_the_start_does_not_count() {
         let (log, mut backend) = Log::open(&[(40, false), (41, true)], None);
-        assert_eq!(backend.position(), 41);
-        assert_eq!(backend.look().unwrap(), 0);
+        assert_eq!(backend.position(), Some(41));
+        assert_eq!(look(&mut backend), (0, None));
         log.write(&[(42, true)]);
-        assert_eq!(backend.look().unwrap(), 1);
-        assert_eq!(backend.position(), 42);
+        assert_eq!(look(&mut backend), (1, None));
+        assert_eq!(backend.position(), Some(42));
     }
 
     #[test]
     fn each_notice_is_a_change() {
         let (log, mut backend) = Log::open(&[], None);
         log.write(&[(1, true), (2, false), (3, true)]);
-        assert_eq!(backend.look().unwrap(), 2);
-        assert_eq!(backend.look().unwrap(), 0);
+        assert_eq!(look(&mut backend), (2, None));
+        assert_eq!(look(&mut backend), (0, None));
     }
 
     #[test]
     fn a_successor_takes_only_what_its_predecessor_did_not_see() {
         let records = [(40, true), (41, true), (42, false), (43, true)];
         let (_log, mut backend) = Log::open(&records, Some(41));
-        assert_eq!(backend.position(), 41);
-        assert_eq!(backend.look().unwrap(), 1);
-        assert_eq!(backend.position(), 43);
+        assert_eq!(backend.position(), Some(41));
+        assert_eq!(look(&mut backend), (1, None));
+        assert_eq!(backend.position(), Some(43));
     }
 
     #[test]
     fn records_that_were_overwritten_may_have_held_a_notice() {
         let (log, mut backend) = Log::open(&[(7, false)], None);
         log.write(&[(9, false), (12, false)]);
-        assert_eq!(backend.look().unwrap(), 1);
+        assert_eq!(look(&mut backend), (0, Some(Doubt::LostRecords)));
         log.write(&[(13, false)]);
-        assert_eq!(backend.look().unwrap(), 0);
+        assert_eq!(look(&mut backend), (0, None));
 
         let (_log, mut successor) = Log::open(&[(20, true)], Some(13));
-        assert_eq!(successor.look().unwrap(), 2);
+        assert_eq!(look(&mut successor), (1, Some(Doubt::LostRecords)));
     }
 
     #[test]
     fn the_log_of_another_kernel_is_a_change() {
         let (log, mut backend) = Log::open(&[(7, false), (8, true)], Some(5000));
-        assert_eq!(backend.look().unwrap(), 1);
-        assert_eq!(backend.position(), 8);
-        assert_eq!(backend.look().unwrap(), 0);
+        assert_eq!(look(&mut backend), (0, Some(Doubt::AnotherKernel)));
+        assert_eq!(backend.position(), Some(8));
+        assert_eq!(look(&mut backend), (0, None));
         log.write(&[(9, true)]);
-        assert_eq!(backend.look().unwrap(), 1);
+        assert_eq!(look(&mut backend), (1, None));
+    }
+
+    /// A driver's folder with a device.
+    fn device() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/nonexistent", folder.path().join("QEMUVGID:00")).unwrap();
+        folder
     }
 
     #[test]
     fn a_program_cannot_forge_the_notice() {
-        let mut backend = match Kmsg::open(&Settings::default(), None) {
+        let folder = device();
+        let settings = Settings {
+            drivers: vec![folder.path().to_owned()],
+            ..Settings::default()
+        };
+        let mut backend = match Kmsg::open(&settings, None) {
             Ok(backend) => backend,
             Err(error) => {
                 eprintln!("skipped: {error}");
@@ -361,7 +408,7 @@ mod tests {
         // The prefix asks for the level and facility of the kernel's own notice.
         log.write_all(b"<5>random: crng reseeded due to virtual machine fork\n")
             .unwrap();
-        assert_eq!(backend.look().unwrap(), 0);
+        assert_eq!(look(&mut backend), (0, None));
         assert!(backend.position() > before);
     }
 
@@ -370,8 +417,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("kmsg");
         fs::write(&path, "").unwrap();
+        let device = device();
         let settings = Settings {
             kmsg: path,
+            drivers: vec![device.path().to_owned()],
             ..Settings::default()
         };
         let error = Kmsg::open(&settings, None).unwrap_err();

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use sysgenid_vmclock::{Malformed, Page, SIZE, parse};
 
 use super::backend::tells_when_readable;
-use super::{Backend, Error, Kind, Settings, foreign};
+use super::{Backend, Error, Kind, Seen, Settings, foreign};
 
 /// How many devices are searched. A machine has one; the number of a device that was removed is used
 /// again.
@@ -31,7 +31,7 @@ const MOST_ATTEMPTS: u32 = 16;
 pub struct Vmclock {
     device: OwnedFd,
     path: PathBuf,
-    /// The counter at the last look.
+    /// The counter that was dealt with.
     counter: u64,
     /// Whether the device says when to look.
     tells: bool,
@@ -93,25 +93,32 @@ impl Backend for Vmclock {
         self.tells.then(|| self.device.as_fd())
     }
 
-    /// A counter that differs is one change, because nobody can say what happened in between.
-    fn look(&mut self) -> Result<u32, Error> {
+    /// A counter that differs is one report, because nobody can say what happened in between, and it is
+    /// repeated until it is dealt with.
+    fn look(&mut self) -> Result<Seen, Error> {
         let counter = read(&self.device, &self.path)?.generation_counter;
-        let changed = counter != self.counter;
-        self.counter = counter;
-        Ok(changed.into())
+        Ok(Seen {
+            reports: u64::from(counter != self.counter),
+            ..Seen::default()
+        })
     }
 
-    fn position(&self) -> u64 {
-        self.counter
+    fn deal(&mut self) -> Result<(), Error> {
+        self.counter = read(&self.device, &self.path)?.generation_counter;
+        Ok(())
+    }
+
+    fn position(&self) -> Option<u64> {
+        Some(self.counter)
     }
 
     fn description(&self) -> String {
         let window = if self.tells {
             "the hypervisor notifies; no window but the time to wake the daemon"
         } else {
-            "no notification (it takes Linux 7.0 and a hypervisor that sends it); looked at when a \
-             request comes, when another backend speaks, and at the daemon's timer, and until then a \
-             restore goes unnoticed"
+            "no notification (it takes Linux 7.0 and a hypervisor that sends it); looked at when \
+             another backend speaks, and at the daemon's timer where none of them is the kernel's, and \
+             until then a restore goes unnoticed"
         };
         format!("{}: {window}", self.path.display())
     }
@@ -187,24 +194,36 @@ mod tests {
     fn a_counter_that_differs_is_one_change_also_when_it_shrinks() {
         let device = Device::new(&sample(7));
         let mut backend = device.open(None);
-        assert_eq!(backend.look().unwrap(), 0);
+        assert_eq!(backend.look().unwrap().reports, 0);
         device.set(&sample(9));
-        assert_eq!(backend.look().unwrap(), 1);
-        assert_eq!(backend.look().unwrap(), 0);
+        assert_eq!(backend.look().unwrap().reports, 1);
+        backend.deal().unwrap();
+        assert_eq!(backend.look().unwrap().reports, 0);
         device.set(&sample(3));
-        assert_eq!(backend.look().unwrap(), 1);
-        assert_eq!(backend.position(), 3);
+        assert_eq!(backend.look().unwrap().reports, 1);
+        backend.deal().unwrap();
+        assert_eq!(backend.position(), Some(3));
+    }
+
+    #[test]
+    fn a_report_is_repeated_until_it_is_dealt_with() {
+        let device = Device::new(&sample(7));
+        let mut backend = device.open(None);
+        device.set(&sample(8));
+        for _ in 0..2 {
+            assert_eq!(backend.look().unwrap().reports, 1);
+            assert_eq!(backend.position(), Some(7));
+        }
     }
 
     #[test]
     fn what_changed_while_nobody_looked_is_noticed_by_the_successor() {
         let device = Device::new(&sample(7));
         let position = device.open(None).position();
-        assert_eq!(device.open(Some(position)).look().unwrap(), 0);
+        assert_eq!(device.open(position).look().unwrap().reports, 0);
         device.set(&sample(8));
-        let mut successor = device.open(Some(position));
-        assert_eq!(successor.look().unwrap(), 1);
-        assert_eq!(successor.look().unwrap(), 0);
+        let mut successor = device.open(position);
+        assert_eq!(successor.look().unwrap().reports, 1);
     }
 
     #[test]
@@ -215,9 +234,10 @@ mod tests {
         torn[0xc] = 7;
         device.set(&torn);
         assert!(matches!(backend.look(), Err(Error::Busy { .. })));
-        assert_eq!(backend.position(), 7);
+        assert!(matches!(backend.deal(), Err(Error::Busy { .. })));
+        assert_eq!(backend.position(), Some(7));
         device.set(&sample(8));
-        assert_eq!(backend.look().unwrap(), 1);
+        assert_eq!(backend.look().unwrap().reports, 1);
     }
 
     #[test]

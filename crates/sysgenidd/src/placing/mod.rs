@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Where nodes are: mounts, and the places in which programs look for them.
+//! Where the nodes are found: mounts, links, and other people's file systems.
 
+pub mod cdi;
+pub mod container;
 pub(crate) mod mounts;
 pub mod publish;
+
+/// The names of the nodes, in an instance's folder and in `/dev`.
+pub const NODES: [&str; 2] = ["sysgenid", "vmgenid"];

@@ -2,159 +2,126 @@
 
 //! The calls on a node: open, close, read, write, poll, ioctl, and faults of a mapping.
 
-use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use rustix::fs::OFlags;
-use rustix::io::{self, Errno};
-use sysgenid_core::{
-    Access, Error, Ioctl, Node, Patience, Read, Registry, Wait, Wake, Watcher, abi,
-};
+use rustix::io::Errno;
+use sysgenid_core::{Error, Generation, Ioctl, Node, Patience, Timeout, abi};
 
 use crate::clock;
 use crate::fault;
 use crate::judging::process;
-use crate::keeping::state::{Handle, Mapping, Slot};
+use crate::keeping::state::Handle;
+use crate::noticing::reseed::{self, Fresh};
 use crate::protocol::wire::{self, fopen};
 use crate::protocol::{Request, Unique};
-use crate::serving::files::errno;
-use crate::serving::renewal::{self, Renewals};
 
-use super::instance::{Instance, Sleeper, part};
+use super::accounts::Opening;
+use super::copies::copy_of;
+use super::files::errno;
+use super::requests::part;
+use super::server::{LateTrigger, Server};
+use super::sleepers::Wait;
 
 /// How a node is opened: every read and write comes here.
 const OPEN_FLAGS: u32 = fopen::DIRECT_IO | fopen::NOFLUSH | fopen::PARALLEL_DIRECT_WRITES;
 
-impl Instance {
-    /// Agrees with the kernel on how mappings get the page, if that has not been done.
-    pub(super) fn settle_mapping(&self) -> Mapping {
-        let settled = self.state.mapping();
-        if settled != Mapping::Unsettled {
-            return settled;
-        }
-        let mapping = if self.settings.passthrough {
-            match self.connection.open_backing(self.page.as_fd()) {
-                Ok(id) => Mapping::Passthrough(id),
-                Err(errno) => {
-                    tracing::warn!(
-                        instance = self.settings.name,
-                        "the kernel cannot pass mappings through ({errno}); it keeps a copy of the \
-                         page, which is renewed at each change"
-                    );
-                    Mapping::Store
-                }
-            }
-        } else {
-            Mapping::Store
-        };
-        self.state.set_mapping(mapping);
-        mapping
-    }
+/// When a trigger is tried again that cannot be carried out for the moment, in nanoseconds.
+const SOON: u64 = 1_000_000;
 
+impl Server {
     pub(super) fn open(&mut self, request: &Request<'_>, node: Node, flags: u32) {
         let unique = request.unique;
-        let (open_flags, backing_id) = match self.settle_mapping() {
-            Mapping::Passthrough(id) => (OPEN_FLAGS | fopen::PASSTHROUGH, id.get()),
-            // Without a file position, threads could share a descriptor with nothing between them; the
-            // kernel does not allow that together with passthrough.
-            Mapping::Store | Mapping::Unsettled => (OPEN_FLAGS | fopen::STREAM, 0),
-        };
+        // An appending write holds the lock of the file for as long as its buffer takes to be read, and
+        // everybody else's acknowledgement waits for it. To a node it means nothing. (Who asks for it later, by
+        // fcntl, is not seen here: the right to write is for those who are trusted.)
+        if flags & OFlags::APPEND.bits() != 0 {
+            self.connection.refuse(unique, Errno::INVAL);
+            return;
+        }
         // The request may have been carried out by a process that died before it could say so.
-        let index = match self.reopened.remove(&unique.identity()) {
-            Some(handle) => Ok(handle),
-            None => self.add_watcher(request, node, flags),
-        };
-        let handle = match index {
-            Ok(handle) => handle,
-            Err(errno) => {
-                self.connection.refuse(unique, errno);
-                return;
+        let handle = match self.recovery.reopened(unique) {
+            Some(handle) => handle,
+            None => {
+                let opening = Opening {
+                    request: unique.identity(),
+                    node,
+                    flags,
+                    user: request.uid,
+                    opener: process::opener(request.tid),
+                };
+                let instance = Arc::clone(&self.instance);
+                let mut accounts = instance.accounts();
+                if !self.shows(&accounts) {
+                    drop(accounts);
+                    self.put_off(request);
+                    return;
+                }
+                let opened = accounts.open(&opening);
+                drop(accounts);
+                match opened {
+                    Ok(handle) => handle,
+                    Err(full) => {
+                        self.say_full(full);
+                        self.connection.refuse(unique, full.errno());
+                        return;
+                    }
+                }
             }
         };
+        let (sharing, backing_id) = self.sharing.open_flags();
         self.connection.answer(
             unique,
             &wire::OpenOut {
                 fh: handle.raw(),
-                open_flags,
+                open_flags: OPEN_FLAGS | sharing,
                 backing_id,
             },
         );
         fault::point();
-        self.state.set_opening(None);
-    }
-
-    pub(super) fn add_watcher(
-        &mut self,
-        request: &Request<'_>,
-        node: Node,
-        flags: u32,
-    ) -> io::Result<Handle> {
-        let access = if flags & OFlags::ACCMODE.bits() == OFlags::RDONLY.bits() {
-            Access::ReadOnly
-        } else {
-            Access::ReadWrite
-        };
-        let index = match self.free.pop() {
-            Some(index) => index,
-            None => {
-                let index = self.state.add_slot()?;
-                self.watchers.push(None);
-                index
-            }
-        };
-        let handle = self.state.new_handle(index);
-        let watcher = self.registry.open(node, access);
-        self.state.set_opening(Some(handle));
-        self.state.fill(&Slot {
-            handle,
-            opened_by: request.unique.identity(),
-            node,
-            watcher: watcher.record(),
-            opener: process::opener(request.tid),
-            polled_as: None,
-            wait: (0, 0),
-        });
-        self.watchers[index] = Some(watcher);
-        self.of_vmgenid += usize::from(node == Node::Vmgenid);
-        Ok(handle)
+        self.instance.accounts().opened();
     }
 
     pub(super) fn close(&mut self, handle: Handle) {
-        let Some(index) = self.state.find(handle) else {
-            return;
-        };
-        let slot = self.state.at(index);
-        self.of_vmgenid -= usize::from(slot.is_some_and(|slot| slot.node == Node::Vmgenid));
-        self.state.free(index);
-        if let Some(mut watcher) = self.watchers[index].take() {
-            self.free.push(index);
-            let wake = self.registry.close(&mut watcher);
-            self.wake(wake);
-        }
+        self.begun_anew.retain(|_, waits| *waits != handle);
+        let wake = self.instance.accounts().close(handle);
+        self.wake(wake);
     }
 
-    pub(super) fn read(&mut self, unique: Unique, handle: Handle, size: u32, flags: u32) {
+    pub(super) fn read(&mut self, request: &Request<'_>, handle: Handle, size: u32, flags: u32) {
         let patience = if flags & OFlags::NONBLOCK.bits() == 0 {
             Patience::Sleep
         } else {
             Patience::None
         };
         let length = usize::try_from(size).unwrap_or(usize::MAX);
-        let answer = self.read_watcher(handle, length, patience);
-        match answer {
-            Err(errno) => self.connection.refuse(unique, errno),
-            Ok(Ok(Read::Sleep)) => self.sleep(Sleeper::Read(unique, handle)),
-            Ok(answer) => self.answer_read(unique, answer),
+        let instance = Arc::clone(&self.instance);
+        let mut accounts = instance.accounts();
+        if !self.shows(&accounts) {
+            drop(accounts);
+            self.put_off(request);
+            return;
         }
+        let answer = accounts.read(handle, length, patience);
+        drop(accounts);
+        self.settle_read(request.unique, handle, answer);
     }
 
     pub(super) fn fill_page(&self, unique: Unique, offset: u64, size: u32) {
-        let page = renewal::page(self.registry.generation());
+        if !self.sharing.is_copied() {
+            // It is for sendfile(2) and its like: nobody would renew what they got.
+            self.connection.refuse(unique, Errno::INVAL);
+            return;
+        }
+        let word = self.instance.accounts().page().word();
+        let copy = copy_of(word);
         self.connection
-            .answer_bytes(unique, part(&page, offset, size));
+            .answer_bytes(unique, part(&copy, offset, size));
     }
 
-    pub(super) fn write(&mut self, unique: Unique, handle: Handle, data: &[u8]) {
-        let answer = self.change_watcher(handle, |registry, watcher| registry.write(watcher, data));
+    pub(super) fn write(&mut self, request: &Request<'_>, handle: Handle, data: &[u8]) {
+        let unique = request.unique;
+        let answer = self.instance.accounts().write(handle, data);
         match answer {
             Ok(wake) => {
                 let size = u32::try_from(data.len()).unwrap_or(0);
@@ -166,36 +133,52 @@ impl Instance {
         }
     }
 
+    pub(super) fn poll(&mut self, request: &Request<'_>, handle: Handle, notify: Option<u64>) {
+        let instance = Arc::clone(&self.instance);
+        let accounts = instance.accounts();
+        if !self.shows(&accounts) {
+            drop(accounts);
+            self.put_off(request);
+            return;
+        }
+        let polled = accounts.poll(handle, notify);
+        drop(accounts);
+        let answer = wire::PollOut {
+            // A report can always be read.
+            revents: polled.unwrap_or(abi::POLL_READABLE),
+            padding: 0,
+        };
+        self.connection.answer(request.unique, &answer);
+    }
+
     pub(super) fn ioctl(
         &mut self,
         request: &Request<'_>,
         handle: Handle,
-        ioctl: Result<Ioctl, Error>,
-        renewals: &Renewals,
+        decoded: Result<Ioctl, Error>,
+        argument: u64,
     ) {
         let unique = request.unique;
-        let ioctl = match ioctl {
+        let ioctl = match decoded {
             Ok(ioctl) => ioctl,
             Err(error) => {
                 self.connection.refuse(unique, errno(error));
                 return;
             }
         };
-        if self.state.find(handle).is_none() {
+        if self.instance.accounts().state().find(handle).is_none() {
             // It is a report's, or of a folder.
             self.connection.refuse(unique, Errno::NOTTY);
             return;
         }
         match ioctl {
             Ioctl::CountOutdatedWatchers => {
-                let count = i32::try_from(self.registry.outdated_watchers()).unwrap_or(i32::MAX);
-                self.answer_ioctl(unique, count);
+                let count = self.instance.accounts().registry().outdated_watchers();
+                self.answer_ioctl(unique, i32::try_from(count).unwrap_or(i32::MAX));
             }
-            Ioctl::WaitWatchers(timeout) => self.wait(unique, handle, timeout),
+            Ioctl::WaitWatchers(timeout) => self.wait(request, handle, timeout, argument),
             Ioctl::SetTracking(tracked) => {
-                let answer = self.change_watcher(handle, |registry, watcher| {
-                    registry.set_tracking(watcher, tracked)
-                });
+                let answer = self.instance.accounts().set_tracking(handle, tracked);
                 match answer {
                     Ok(wake) => {
                         self.answer_ioctl(unique, 0);
@@ -204,112 +187,102 @@ impl Instance {
                     Err(errno) => self.connection.refuse(unique, errno),
                 }
             }
-            Ioctl::Trigger { .. } if self.record.trigger == unique.identity() => {
-                self.trigger = Some(unique);
+            Ioctl::Trigger { minimum } => self.trigger(request, minimum),
+        }
+    }
+
+    fn wait(&mut self, request: &Request<'_>, handle: Handle, timeout: Timeout, argument: u64) {
+        let mut wait = Wait {
+            unique: request.unique,
+            handle,
+            tid: request.tid,
+            argument,
+            deadline: None,
+        };
+        let instance = Arc::clone(&self.instance);
+        let accounts = instance.accounts();
+        if !self.shows(&accounts) {
+            drop(accounts);
+            self.put_off(request);
+            return;
+        }
+        let answer = accounts.wait(handle, Patience::Sleep);
+        if let Ok(sysgenid_core::Wait::Sleep) = answer {
+            wait.deadline = accounts.deadline(&wait, timeout);
+        }
+        drop(accounts);
+        self.settle_wait(wait, answer);
+    }
+
+    /// Software asks for a change. The kernel's generator is reseeded first: `getrandom` of a program that was
+    /// restored from an image serves what its clones are served until then.
+    fn trigger(&mut self, request: &Request<'_>, minimum: u64) {
+        let unique = request.unique;
+        if self.instance.accounts().record().trigger == unique.identity() {
+            // A process before this one carried it out, and died before it could say so.
+            self.triggered(unique);
+            return;
+        }
+        let settings = self.instance.settings();
+        if !settings.owner.judges_capable(request.tid) {
+            self.connection.refuse(unique, errno(Error::NotCapable));
+            return;
+        }
+        let Ok(minimum) = u32::try_from(minimum) else {
+            self.connection.refuse(unique, errno(Error::Invalid));
+            return;
+        };
+        let minimum = Generation::new(minimum);
+        if settings.trusted {
+            let fresh = reseed::reseed_for_trigger();
+            self.carry_out(unique, minimum, &fresh);
+            return;
+        }
+        self.late_triggers.push_back(LateTrigger {
+            unique,
+            minimum,
+            asked: clock::now(),
+        });
+        self.trigger_late();
+    }
+
+    /// The triggers of tenants, one after the other: each waits for a reseed after it was asked for, which all
+    /// instances share, and for the time that must be between two.
+    pub(super) fn trigger_late(&mut self) {
+        while let Some(&late) = self.late_triggers.front() {
+            let now = clock::now();
+            if self.is_held_up() {
+                self.trigger_at = Some(now + SOON);
+                return;
             }
-            Ioctl::Trigger { minimum } => {
-                let capable = self.settings.owner.judges_capable(request.tid);
-                match self.registry.trigger(capable, minimum) {
-                    Ok(change) => {
-                        self.carry_out(change, renewals, |record| {
-                            record.trigger = unique.identity();
-                        });
-                        self.trigger = Some(unique);
-                    }
-                    Err(error) => self.connection.refuse(unique, errno(error)),
+            if now < self.next_trigger {
+                self.trigger_at = Some(self.next_trigger);
+                return;
+            }
+            match self.common.reseed.due(late.asked, now) {
+                Err(at) => {
+                    self.trigger_at = Some(at);
+                    return;
+                }
+                Ok(fresh) => {
+                    self.late_triggers.pop_front();
+                    let per_second = self.instance.accounts().limits().tenant_triggers_a_second;
+                    self.next_trigger = now + 1_000_000_000 / u64::from(per_second.get());
+                    self.carry_out(late.unique, late.minimum, &fresh);
                 }
             }
         }
+        self.trigger_at = None;
     }
 
-    pub(super) fn wait(&mut self, unique: Unique, handle: Handle, timeout: sysgenid_core::Timeout) {
-        let Some(index) = self.state.find(handle) else {
-            self.connection.refuse(unique, Errno::BADF);
-            return;
-        };
-        let Some(watcher) = &self.watchers[index] else {
-            self.connection.refuse(unique, Errno::BADF);
-            return;
-        };
-        match self.registry.wait(watcher, Patience::Sleep) {
-            Ok(Wait::Sleep) => {
-                // The time that passed under another process counts.
-                let (request, kept) = self.state.wait(index);
-                let deadline = if unique.is_resent() && request == unique.identity() {
-                    kept
-                } else {
-                    let deadline = timeout.nanoseconds().map_or(u64::MAX, |nanoseconds| {
-                        clock::now().saturating_add(nanoseconds.unsigned_abs())
-                    });
-                    self.state.set_wait(index, unique.identity(), deadline);
-                    deadline
-                };
-                let deadline = (deadline != u64::MAX).then_some(deadline);
-                self.sleep(Sleeper::Wait(unique, handle, deadline));
-            }
-            answer => self.answer_wait(unique, answer),
+    fn carry_out(&mut self, unique: Unique, minimum: Generation, fresh: &Fresh) {
+        let family = Arc::clone(&self.common.family);
+        let changed = family.change(&self.instance, fresh, minimum, |record| {
+            record.trigger = unique.identity();
+        });
+        match changed {
+            Some(_) => self.triggered(unique),
+            None => self.connection.refuse(unique, Errno::NODEV),
         }
-    }
-
-    pub(super) fn poll(
-        &mut self,
-        unique: Unique,
-        handle: Handle,
-        kernel_handle: u64,
-        notify: bool,
-    ) {
-        let Some(index) = self.state.find(handle) else {
-            // A report can always be read.
-            let answer = wire::PollOut {
-                revents: abi::POLL_READABLE,
-                padding: 0,
-            };
-            self.connection.answer(unique, &answer);
-            return;
-        };
-        if notify {
-            self.state.set_polled_as(index, kernel_handle);
-        }
-        let revents = self.watchers[index]
-            .as_ref()
-            .map_or(abi::POLL_WRITABLE, |watcher| self.registry.poll(watcher));
-        let answer = wire::PollOut {
-            revents,
-            padding: 0,
-        };
-        self.connection.answer(unique, &answer);
-    }
-
-    /// What a read by a watcher does. That it was told is stored before it is.
-    pub(super) fn read_watcher(
-        &mut self,
-        handle: Handle,
-        length: usize,
-        patience: Patience,
-    ) -> Result<Result<Read, Error>, Errno> {
-        let index = self.state.find(handle).ok_or(Errno::BADF)?;
-        let watcher = self.watchers[index].as_mut().ok_or(Errno::BADF)?;
-        let answer = self.registry.read(watcher, length, patience);
-        if let Ok(Read::Generation(_)) = answer {
-            self.state.set_watcher(index, watcher.record());
-        }
-        Ok(answer)
-    }
-
-    pub(super) fn watcher(&self, handle: Handle) -> Option<&Watcher> {
-        self.watchers[self.state.find(handle)?].as_ref()
-    }
-
-    /// Changes a watcher, and stores what became of it.
-    pub(super) fn change_watcher(
-        &mut self,
-        handle: Handle,
-        change: impl FnOnce(&mut Registry, &mut Watcher) -> Result<Wake, Error>,
-    ) -> Result<Wake, Errno> {
-        let index = self.state.find(handle).ok_or(Errno::BADF)?;
-        let watcher = self.watchers[index].as_mut().ok_or(Errno::BADF)?;
-        let wake = change(&mut self.registry, watcher).map_err(errno)?;
-        self.state.set_watcher(index, watcher.record());
-        Ok(wake)
     }
 }

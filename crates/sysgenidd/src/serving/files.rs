@@ -6,8 +6,8 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sysgenid_core::{Error, Node};
 
+use crate::keeping::page;
 use crate::protocol::wire::Attr;
-use crate::serving::renewal::PAGE;
 
 /// The folder.
 pub(crate) const ROOT: u64 = 1;
@@ -117,7 +117,7 @@ pub(crate) fn attributes(node: Node, access: Access) -> Attr {
         nlink: 1,
         blksize: 4096,
         // What can be mapped. A write that begins within the size also needs no lock of the file.
-        size: PAGE as u64,
+        size: page::SIZE as u64,
         mode: REGULAR | access.mode,
         uid: access.uid,
         gid: access.gid,
@@ -126,13 +126,13 @@ pub(crate) fn attributes(node: Node, access: Access) -> Attr {
 }
 
 /// The attributes of a report. Its size is not known before it is written, but some programs (busybox's
-/// `cat`) read no more than the size: it is at least that of the text.
-pub(crate) fn report_attributes(file: File, longest: u64, access: Access) -> Attr {
+/// `cat`) read no more than the size.
+pub(crate) fn report_attributes(file: File, length: u64, access: Access) -> Attr {
     Attr {
         ino: file.inode(),
         nlink: 1,
         blksize: 4096,
-        size: longest,
+        size: length,
         mode: REGULAR | access.mode,
         uid: access.uid,
         gid: access.gid,

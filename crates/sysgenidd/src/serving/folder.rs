@@ -7,12 +7,13 @@ use rustix::io::Errno;
 use sysgenid_core::Node;
 use zerocopy::IntoBytes;
 
-use crate::protocol::Unique;
 use crate::protocol::wire::{self, fopen};
+use crate::protocol::{Request, Unique};
 use crate::serving::files::{self, File};
 use crate::serving::report;
 
-use super::instance::{Instance, part};
+use super::requests::part;
+use super::server::Server;
 
 /// How long the kernel may remember names and attributes, in seconds. It is told when they change.
 const VALID: u64 = 86_400;
@@ -20,20 +21,20 @@ const VALID: u64 = 86_400;
 /// Set in the handles of files that are no nodes.
 const REPORT: u64 = 1 << 63;
 
-impl Instance {
+impl Server {
     pub(super) fn attributes(&self, inode: u64) -> Option<wire::Attr> {
         if inode == files::ROOT {
             return Some(files::folder_attributes());
         }
         let file = File::at(inode)?;
-        let [sysgenid, vmgenid] = self.settings.access;
+        let [sysgenid, vmgenid] = self.instance.access();
         Some(match file {
             File::Node(Node::Sysgenid) => files::attributes(Node::Sysgenid, sysgenid),
             File::Node(Node::Vmgenid) => files::attributes(Node::Vmgenid, vmgenid),
             // It names the programs of all users.
             File::Watchers => files::report_attributes(
                 file,
-                report::longest(self.watchers()),
+                report::length(file, &self.instance, &self.common.backends),
                 files::Access {
                     mode: 0o440,
                     ..sysgenid
@@ -41,7 +42,7 @@ impl Instance {
             ),
             File::Status | File::Metrics => files::report_attributes(
                 file,
-                report::longest(0),
+                report::length(file, &self.instance, &self.common.backends),
                 files::Access {
                     mode: 0o444,
                     uid: 0,
@@ -70,48 +71,69 @@ impl Instance {
         }
     }
 
-    pub(super) fn open_report(&self, unique: Unique, flags: u32) {
+    pub(super) fn open_report(&mut self, request: &Request<'_>, file: File, flags: u32) {
+        let unique = request.unique;
         if flags & OFlags::ACCMODE.bits() != OFlags::RDONLY.bits() {
             self.connection.refuse(unique, Errno::ACCESS);
             return;
         }
+        let user = request.uid;
+        if self.reports.check(user).is_err() {
+            self.connection.refuse(unique, Errno::MFILE);
+            return;
+        }
+        let handle = REPORT | self.instance.accounts().state().new_handle(0).raw();
+        let text = self.write_report(file);
+        if self.reports.open(handle, user, text).is_err() {
+            self.connection.refuse(unique, Errno::MFILE);
+            return;
+        }
         let answer = wire::OpenOut {
-            fh: REPORT | self.state.new_handle(0).raw(),
+            fh: handle,
             open_flags: fopen::DIRECT_IO | fopen::NOFLUSH,
             backing_id: 0,
         };
         self.connection.answer(unique, &answer);
     }
 
-    /// Answers with a part of a report, as it was when its reading began.
+    /// Answers with a part of a report, as it was when it was opened.
     pub(super) fn read_report(
-        &mut self,
+        &self,
         unique: Unique,
-        file: File,
         handle: u64,
         (offset, size): (u64, u32),
-        backends: &[report::Backend],
+        file: File,
     ) {
-        let text = match self.reports.remove(&handle) {
-            Some(text) if offset > 0 => text,
-            _ => match file {
-                File::Node(_) => String::new(),
-                File::Watchers => report::watchers(self),
-                File::Status => report::status(self, backends),
-                File::Metrics => report::metrics(self, backends),
-            },
-        };
-        let bytes = part(text.as_bytes(), offset, size);
-        self.connection.answer_bytes(unique, bytes);
-        // Most readers take it all at once, and need no copy.
-        if bytes.len() < text.len() && !bytes.is_empty() {
-            self.reports.insert(handle, text);
+        match self.reports.text(handle) {
+            Some(text) => self
+                .connection
+                .answer_bytes(unique, part(text, offset, size)),
+            // A process before this one had it open.
+            None => {
+                let text = self.write_report(file);
+                let bytes = part(text.as_bytes(), offset, size);
+                self.connection.answer_bytes(unique, bytes);
+            }
         }
     }
 
+    fn write_report(&self, file: File) -> String {
+        match file {
+            File::Node(_) => String::new(),
+            File::Watchers => report::watchers(&self.instance),
+            File::Status => report::status(&self.instance, &self.common.backends),
+            File::Metrics => report::metrics(&self.instance, &self.common.backends),
+        }
+    }
+
+    /// Lists the reports. The nodes are found by their names only: programs that walk a tree and read all that
+    /// they find, as tar and grep do, would sleep in them until the next change.
     pub(super) fn read_folder(&self, unique: Unique, offset: u64, size: u32) {
         let dots = [(files::ROOT, 4, "."), (files::ROOT, 4, "..")];
-        let files = File::ALL.map(|file| (file.inode(), 8, file.name()));
+        let files = File::ALL
+            .into_iter()
+            .filter(|file| !matches!(file, File::Node(_)))
+            .map(|file| (file.inode(), 8, file.name()));
         let mut entries = Vec::new();
         let first = usize::try_from(offset).unwrap_or(usize::MAX);
         for (index, (ino, kind, name)) in dots.into_iter().chain(files).enumerate().skip(first) {

@@ -3,6 +3,7 @@
 //! How an instance stands, as text: for people, and for collectors of metrics.
 
 use std::fmt::Write;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sysgenid_core::{Epoch, Node};
@@ -10,7 +11,16 @@ use sysgenid_core::{Epoch, Node};
 use crate::clock;
 use crate::keeping::state::{Mapping, Slot};
 use crate::noticing::Kind;
-use crate::serving::instance::Instance;
+
+use super::accounts::Accounts;
+use super::files::File;
+use super::instance::Instance;
+
+/// How all backends stand, as whoever looks after them keeps it.
+pub type SharedReports = Arc<Mutex<Vec<Backend>>>;
+
+/// How many watchers are written while the accounts are held.
+const AT_ONCE: usize = 256;
 
 /// A backend, as the daemon sees it.
 #[derive(Clone, Debug)]
@@ -23,44 +33,68 @@ pub struct Backend {
     pub description: String,
 }
 
-/// The most bytes that any report about this many watchers has.
-pub fn longest(watchers: usize) -> u64 {
-    const OF_A_WATCHER: usize = 128;
-    const OF_THE_REST: usize = 16 * 1024;
-    u64::try_from(watchers * OF_A_WATCHER + OF_THE_REST).unwrap_or(u64::MAX)
+/// The length of a report, in bytes. Programs that copy it, or read no more than a file's size, go by it; so
+/// whatever changes by itself in a report has a fixed width.
+pub(crate) fn length(file: File, instance: &Instance, backends: &SharedReports) -> u64 {
+    let length = match file {
+        File::Node(_) => 0,
+        File::Watchers => (instance.accounts().watchers() + 1) * LINE,
+        File::Status => status(instance, backends).len(),
+        // What takes a walk over all watchers to find out has a fixed width.
+        File::Metrics => metrics_with(instance, backends, Duration::ZERO).len(),
+    };
+    u64::try_from(length).unwrap_or(u64::MAX)
 }
+
+/// The length of each line of the list of watchers, in bytes.
+const LINE: usize = 10 + 1 + 8 + 1 + 12 + 1 + 15 + 1 + 9 + 1 + 16 + 1;
 
 /// A line a watcher: the process that opened the node, whether it is tracked, the generation that it
 /// acknowledged, for how long it has been outdated, the node, and the program.
 pub fn watchers(instance: &Instance) -> String {
     let mut text = format!(
-        "{:<10} {:<8} {:<12} {:<12} {:<9} {}\n",
+        "{:<10} {:<8} {:<12} {:<15} {:<9} {:<16}\n",
         "pid", "tracked", "acknowledged", "outdated", "node", "command"
     );
-    for slot in instance.slots() {
-        let outdated = outdated_since(instance, &slot).map_or_else(
-            || "-".to_owned(),
-            |since| format!("{:.3}s", age(since).as_secs_f64()),
-        );
-        let pid = match slot.opener.pid {
-            0 => "-".to_owned(),
-            pid => pid.to_string(),
-        };
-        let tracked = if slot.watcher.tracked { "yes" } else { "no" };
-        let _ = writeln!(
-            text,
-            "{pid:<10} {tracked:<8} {:<12} {outdated:<12} {:<9} {}",
-            slot.watcher.acknowledged_generation,
-            slot.node.name(),
-            command(&slot)
-        );
+    let mut first = 0;
+    loop {
+        let accounts = instance.accounts();
+        let end = accounts.slots().min(first + AT_ONCE);
+        let some: Vec<_> = (first..end)
+            .filter_map(|index| accounts.state().at(index))
+            .map(|slot| (outdated_since(&accounts, &slot), slot))
+            .collect();
+        drop(accounts);
+        if end == first {
+            break;
+        }
+        first = end;
+        for (since, slot) in some {
+            let outdated = since.map_or_else(
+                || "-".to_owned(),
+                |since| format!("{:.3}s", age(since).as_secs_f64()),
+            );
+            let pid = match slot.opener.pid {
+                0 => "-".to_owned(),
+                pid => pid.to_string(),
+            };
+            let tracked = if slot.watcher.tracked { "yes" } else { "no" };
+            let _ = writeln!(
+                text,
+                "{pid:<10} {tracked:<8} {:<12} {outdated:<15} {:<9} {:<16}",
+                slot.watcher.acknowledged_generation,
+                slot.node.name(),
+                command(&slot)
+            );
+        }
     }
     text
 }
 
 /// A line a fact.
-pub fn status(instance: &Instance, backends: &[Backend]) -> String {
-    let registry = instance.registry();
+pub fn status(instance: &Instance, backends: &SharedReports) -> String {
+    let accounts = instance.accounts();
+    let registry = accounts.registry();
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
         let _ = writeln!(text, "{:<12} {value}", format!("{name}:"));
@@ -71,34 +105,39 @@ pub fn status(instance: &Instance, backends: &[Backend]) -> String {
     let last = if registry.epoch() == Epoch::START {
         "never".to_owned()
     } else {
-        let since = age(instance.time(registry.epoch()));
+        let since = age(accounts.time(registry.epoch()));
         format!("{:.3}s ago", since.as_secs_f64())
     };
-    line(
-        "changed",
-        &format!("{} times, last {last}", registry.epoch().get()),
-    );
+    let changed = format!("{} times, last {last}", registry.epoch().get());
+    line("changed", &format!("{changed:<60}"));
     line(
         "watchers",
         &format!(
             "{}, {} tracked, {} outdated",
-            instance.watchers(),
+            accounts.watchers(),
             registry.tracked_watchers(),
             registry.outdated_watchers()
         ),
     );
-    let mapping = match instance.state().mapping() {
+    let mapping = match accounts.state().mapping() {
         Mapping::Unsettled => "not used yet",
         Mapping::Passthrough(_) => {
             "passthrough: programs map the page itself, and see a change at once"
         }
         Mapping::Store => {
             "store: the kernel keeps a copy, which is renewed before anybody is woken; programs that \
-             map it get SIGBUS once the daemon is gone"
+             map it must do so anew once the daemon is gone"
         }
     };
     line("mapping", mapping);
-    for backend in backends {
+    let noticed = if accounts.is_noticed() {
+        "yes: restores are noticed without anybody telling"
+    } else {
+        "no: whoever restores this must call the trigger"
+    };
+    line("noticed", noticed);
+    drop(accounts);
+    for backend in lock(backends).iter() {
         let state = if backend.works { "" } else { "not in use: " };
         line(
             "backend",
@@ -110,8 +149,14 @@ pub fn status(instance: &Instance, backends: &[Backend]) -> String {
 }
 
 /// The same in the OpenMetrics text format.
-pub fn metrics(instance: &Instance, backends: &[Backend]) -> String {
-    let registry = instance.registry();
+pub fn metrics(instance: &Instance, backends: &SharedReports) -> String {
+    let oldest = oldest_outdated(instance).map_or(Duration::ZERO, age);
+    metrics_with(instance, backends, oldest)
+}
+
+fn metrics_with(instance: &Instance, backends: &SharedReports, oldest: Duration) -> String {
+    let accounts = instance.accounts();
+    let registry = accounts.registry();
     let mut text = String::new();
     let label = format!("{{instance=\"{}\"}}", instance.name());
     let mut metric = |name: &str, kind: &str, help: &str, samples: &[(String, String)]| {
@@ -136,7 +181,7 @@ pub fn metrics(instance: &Instance, backends: &[Backend]) -> String {
         &one(registry.epoch().get().to_string()),
     );
     let of_node = |node: Node| {
-        let count = instance.watchers_of(node);
+        let count = accounts.watchers_of(node);
         let labels = format!(
             "{{instance=\"{}\",node=\"{}\"}}",
             instance.name(),
@@ -162,23 +207,15 @@ pub fn metrics(instance: &Instance, backends: &[Backend]) -> String {
         "Tracked watchers that have not acknowledged the current generation.",
         &one(registry.outdated_watchers().to_string()),
     );
-    let oldest = instance
-        .slots()
-        // Not worth a walk if there is none.
-        .take_while(|_| registry.outdated_watchers() > 0)
-        .filter(|slot| slot.watcher.tracked)
-        .filter_map(|slot| outdated_since(instance, &slot))
-        .min()
-        .map_or(Duration::ZERO, age);
     metric(
         "outdated_seconds",
         "gauge",
         "For how long the tracked watcher that is furthest behind has been outdated.",
-        &one(format!("{:.3}", oldest.as_secs_f64())),
+        &one(format!("{:014.3}", oldest.as_secs_f64())),
     );
     if registry.epoch() != Epoch::START {
         let when = SystemTime::now()
-            .checked_sub(age(instance.time(registry.epoch())))
+            .checked_sub(age(accounts.time(registry.epoch())))
             .and_then(|when| when.duration_since(UNIX_EPOCH).ok())
             .unwrap_or_default();
         metric(
@@ -188,7 +225,14 @@ pub fn metrics(instance: &Instance, backends: &[Backend]) -> String {
             &one(format!("{:.3}", when.as_secs_f64())),
         );
     }
-    let works: Vec<_> = backends
+    metric(
+        "noticed",
+        "gauge",
+        "Whether something notices restores without being told.",
+        &one(u8::from(accounts.is_noticed()).to_string()),
+    );
+    drop(accounts);
+    let works: Vec<_> = lock(backends)
         .iter()
         .map(|backend| {
             let labels = format!(
@@ -211,28 +255,48 @@ pub fn metrics(instance: &Instance, backends: &[Backend]) -> String {
     text
 }
 
-/// When a watcher became outdated, in nanoseconds of the monotonic clock, if it is.
-fn outdated_since(instance: &Instance, slot: &Slot) -> Option<u64> {
-    let missed = slot.watcher.first_missed(instance.registry().epoch())?;
-    Some(instance.time(missed))
+fn lock(backends: &SharedReports) -> std::sync::MutexGuard<'_, Vec<Backend>> {
+    backends.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// When a watcher became outdated, in nanoseconds of the clock of changes, if it is.
+fn outdated_since(accounts: &Accounts, slot: &Slot) -> Option<u64> {
+    let missed = slot.watcher.first_missed(accounts.registry().epoch())?;
+    Some(accounts.time(missed))
+}
+
+/// When the tracked watcher that is furthest behind became outdated.
+fn oldest_outdated(instance: &Instance) -> Option<u64> {
+    // Not worth a walk if there is none.
+    if instance.accounts().registry().outdated_watchers() == 0 {
+        return None;
+    }
+    let oldest_of = |first: usize| {
+        let accounts = instance.accounts();
+        let end = accounts.slots().min(first + AT_ONCE);
+        let oldest = (first..end)
+            .filter_map(|index| accounts.state().at(index))
+            .filter(|slot| slot.watcher.tracked)
+            .filter_map(|slot| outdated_since(&accounts, &slot))
+            .min();
+        (first < end).then_some(oldest)
+    };
+    (0..).step_by(AT_ONCE).map_while(oldest_of).flatten().min()
 }
 
 fn age(since: u64) -> Duration {
-    Duration::from_nanos(clock::now().saturating_sub(since))
+    Duration::from_nanos(clock::boottime().saturating_sub(since))
 }
 
 fn command(slot: &Slot) -> String {
     let command = &slot.opener.command;
     let end = command.iter().position(|byte| *byte == 0);
     let command = &command[..end.unwrap_or(command.len())];
-    String::from_utf8_lossy(command)
-        .chars()
-        .map(|character| {
-            if character.is_control() {
-                '?'
-            } else {
-                character
-            }
+    command
+        .iter()
+        .map(|&byte| {
+            let is_plain = byte == b' ' || byte.is_ascii_graphic();
+            if is_plain { char::from(byte) } else { '?' }
         })
         .collect()
 }

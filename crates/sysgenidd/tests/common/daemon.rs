@@ -2,21 +2,22 @@
 
 //! The daemon under test.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use rustix::mount::{MountFlags, MountPropagationFlags};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use rustix::thread::UnshareFlags;
-use sysgenidd::keeping::supervise;
+use sysgenidd::keeping::supervisor;
 use tempfile::TempDir;
 
-use super::{PATIENCE, process};
+use super::{PATIENCE, eventually, process};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_sysgenidd");
 
@@ -56,6 +57,7 @@ pub(crate) struct Setup<'a> {
 #[derive(Debug)]
 pub(crate) struct Daemon {
     folder: TempDir,
+    command: Command,
     child: Child,
     log: Arc<Log>,
     ended: bool,
@@ -65,26 +67,40 @@ impl Daemon {
     /// Starts it in a new mount namespace, in which the calling thread is from then on too, and those
     /// threads and processes that it starts.
     pub(crate) fn start(setup: &Setup<'_>) -> Self {
-        enter_mount_namespace();
-        let folder = tempfile::tempdir().unwrap();
-        if setup.published {
-            replace_devices(&folder.path().join("devices"));
-        }
-        let config = folder.path().join("sysgenidd.toml");
+        Self::start_with(setup, "", &[])
+    }
+
+    /// The same, with more configuration and more arguments.
+    pub(crate) fn start_with(setup: &Setup<'_>, sections: &str, options: &[&str]) -> Self {
         // The backends of the machine would change the generation as well.
         let text = format!(
             "passthrough = {}\n[backends]\nuse = []\n[instances.follower]\n[instances.stranger]\nparent = \
-             \"none\"\n",
+             \"none\"\n{sections}",
             setup.passthrough
         );
-        std::fs::write(&config, text).unwrap();
+        Self::start_configured(setup, &text, options)
+    }
+
+    /// The same, with a configuration of the test's own.
+    pub(crate) fn start_configured(setup: &Setup<'_>, config: &str, options: &[&str]) -> Self {
+        enter_mount_namespace();
+        // Any user may come to the nodes, whose own modes decide.
+        let folder = tempfile::Builder::new()
+            .permissions(std::fs::Permissions::from_mode(0o755))
+            .tempdir()
+            .unwrap();
+        if setup.published || options.iter().any(|option| option.starts_with("--publish")) {
+            replace_devices(&folder.path().join("devices"));
+        }
+        std::fs::write(configuration(folder.path()), config).unwrap();
         let mut arguments: Vec<OsString> = vec!["--foreground".into(), "--config".into()];
-        arguments.push(config.into());
+        arguments.push(configuration(folder.path()).into());
         arguments.push("--directory".into());
         arguments.push(directory(folder.path()).into());
         if setup.published {
-            arguments.push("--publish".into());
+            arguments.push("--publish=always".into());
         }
+        arguments.extend(options.iter().map(OsString::from));
         let mut command = match setup.supervision {
             Supervision::None => Command::new(PROGRAM),
             Supervision::Supervised { limit } => {
@@ -103,25 +119,62 @@ impl Daemon {
                 command
             }
         };
-        let mut child = command
+        command
             .args(arguments)
             .envs(setup.environment.iter().map(|(name, value)| (name, value)))
             .env_remove("NOTIFY_SOCKET")
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let log = Arc::new(Log::default());
-        let (writer, stderr) = (Arc::clone(&log), child.stderr.take().unwrap());
-        thread::spawn(move || writer.fill(BufReader::new(stderr)));
-        let daemon = Self {
+            .stderr(Stdio::piped());
+        let (child, log) = launch(&mut command);
+        Self {
             folder,
+            command,
             child,
             log,
             ended: false,
-        };
-        daemon.log.wait(READY, 1);
-        daemon
+        }
+    }
+
+    /// Starts another one as this was started, in the place of this, which has [ended](Self::end).
+    pub(crate) fn start_again(&mut self) {
+        assert!(self.ended, "the daemon runs");
+        (self.child, self.log) = launch(&mut self.command);
+        self.ended = false;
+    }
+
+    /// Gives it another configuration, which it has not read yet.
+    pub(crate) fn configure(&self, text: &str) {
+        std::fs::write(configuration(self.folder.path()), text).unwrap();
+    }
+
+    /// Asks it for something by its own command line.
+    pub(crate) fn ask(&self, arguments: &[&str]) -> Output {
+        self.request(arguments).output().unwrap()
+    }
+
+    /// The same, for something that it must do. Returns what was printed.
+    pub(crate) fn must(&self, arguments: &[&str]) -> String {
+        let output = self.ask(arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {said}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The same, for something that it must refuse. Returns the reason.
+    pub(crate) fn must_refuse(&self, arguments: &[&str]) -> String {
+        let output = self.ask(arguments);
+        assert!(!output.status.success(), "{arguments:?} was done");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    /// What asks it for something, to be started.
+    pub(crate) fn request(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(PROGRAM);
+        command
+            .args(arguments)
+            .arg("--directory")
+            .arg(self.directory());
+        command
     }
 
     /// Where the instances are.
@@ -132,6 +185,23 @@ impl Daemon {
     /// A file of the host's own instance.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.directory().join("host").join(name)
+    }
+
+    /// A node of any instance.
+    pub(crate) fn node(&self, instance: &str) -> PathBuf {
+        self.directory().join(instance).join("sysgenid")
+    }
+
+    /// A folder of the test's own, which any user can come to.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The process that serves, where a supervisor has started it.
+    pub(crate) fn server(&self) -> Pid {
+        eventually("the supervisor has started a daemon", || {
+            process::child_of(self.id()).ok_or_else(|| self.log.tail())
+        })
     }
 
     /// The process that the test started, and those that it started.
@@ -165,6 +235,12 @@ impl Daemon {
         let status = self.end();
         assert!(status.success(), "{status}; its log:\n{}", self.log.tail());
         self.assert_nothing_leads_to_it();
+        // The pages stay, for those who map them.
+        let left: Vec<_> = std::fs::read_dir(self.directory())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(left, [".keep"]);
     }
 
     /// Checks that no mount and no link is left.
@@ -205,42 +281,61 @@ fn directory(folder: &Path) -> PathBuf {
     folder.join("run")
 }
 
+fn configuration(folder: &Path) -> PathBuf {
+    folder.join("sysgenidd.toml")
+}
+
+/// Starts the daemon, and waits until it serves.
+fn launch(command: &mut Command) -> (Child, Arc<Log>) {
+    let mut child = command.spawn().unwrap();
+    let log = Arc::new(Log::default());
+    let (writer, stderr) = (Arc::clone(&log), child.stderr.take().unwrap());
+    thread::spawn(move || writer.fill(BufReader::new(stderr)));
+    log.wait(READY, 1);
+    (child, log)
+}
+
 /// What a process logs, line by line.
 #[derive(Debug, Default)]
 pub(crate) struct Log {
-    lines: Mutex<Vec<String>>,
+    lines: Mutex<Lines>,
     grown: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Lines {
+    lines: Vec<String>,
+    /// Nobody is left who could say more.
+    complete: bool,
 }
 
 impl Log {
     fn fill(&self, from: impl BufRead) {
         for line in from.lines() {
             let Ok(line) = line else { break };
-            let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-            lines.push(line);
+            self.lines().lines.push(line);
             self.grown.notify_all();
         }
+        self.lines().complete = true;
+        self.grown.notify_all();
     }
 
     /// How many lines say `text`.
     pub(crate) fn count(&self, text: &str) -> usize {
-        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.iter().filter(|line| line.contains(text)).count()
+        self.lines().count(text)
     }
 
     /// Waits until `number` lines say `text`.
     pub(crate) fn wait(&self, text: &str, number: usize) {
-        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let too_few = |lines: &mut Vec<String>| {
-            lines.iter().filter(|line| line.contains(text)).count() < number
-        };
-        let (lines, waited) = self
+        let too_few = |lines: &mut Lines| !lines.complete && lines.count(text) < number;
+        let (lines, _) = self
             .grown
-            .wait_timeout_while(lines, PATIENCE, too_few)
+            .wait_timeout_while(self.lines(), PATIENCE, too_few)
             .unwrap_or_else(PoisonError::into_inner);
+        let found = lines.count(text);
         drop(lines);
         assert!(
-            !waited.timed_out(),
+            found >= number,
             "the daemon has not logged {text:?} {number} times, but:\n{}",
             self.tail()
         );
@@ -248,13 +343,30 @@ impl Log {
 
     /// The last lines.
     pub(crate) fn tail(&self) -> String {
-        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = &self.lines().lines;
         lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    fn lines(&self) -> MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Says why nothing can be tested, if so.
+impl Lines {
+    fn count(&self, text: &str) -> usize {
+        let says = |line: &&String| line.contains(text);
+        self.lines.iter().filter(says).count()
+    }
+}
+
+/// Says why nothing can be tested, if so. A second daemon is where the first is.
 fn enter_mount_namespace() {
+    thread_local! {
+        static IS_IN_ONE: Cell<bool> = const { Cell::new(false) };
+    }
+    if IS_IN_ONE.replace(true) {
+        return;
+    }
     assert!(
         rustix::process::geteuid().is_root(),
         "this test runs the daemon, which needs root: run it as root"
@@ -274,10 +386,10 @@ fn enter_mount_namespace() {
 }
 
 /// Makes a `/dev` with nothing but the devices that are needed.
-fn replace_devices(at: &Path) {
+pub(crate) fn replace_devices(at: &Path) {
     std::fs::create_dir(at).unwrap();
     rustix::mount::mount("tmpfs", at, "tmpfs", MountFlags::empty(), None).unwrap();
-    for device in ["fuse", "null"] {
+    for device in ["fuse", "null", "random", "urandom"] {
         let path = at.join(device);
         std::fs::write(&path, "").unwrap();
         rustix::mount::mount_bind(Path::new("/dev").join(device), &path).unwrap();
@@ -321,12 +433,13 @@ pub(crate) fn supervise_by_script() {
     };
     sysgenidd::service::init_tracing(true, tracing::Level::INFO);
     let limit = std::env::var(PART_LIMIT).unwrap();
-    let outcome = supervise::run(&supervise::Options {
+    let outcome = supervisor::run(&supervisor::Options {
         program: script(&folder),
         arguments: Vec::new(),
         directory: directory(&folder),
         devices: PathBuf::from("/dev"),
         restart_limit: limit.parse().unwrap(),
+        watchdog: Some(supervisor::WATCHDOG),
     });
     if let Err(error) = outcome {
         eprintln!("{error}");

@@ -6,8 +6,10 @@
 // Each test program uses a part of it.
 #![allow(dead_code)]
 
+pub(crate) mod crowd;
 pub(crate) mod daemon;
 pub(crate) mod process;
+pub(crate) mod program;
 pub(crate) mod watcher;
 
 use std::time::{Duration, Instant};

@@ -5,13 +5,14 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{self, Errno};
 use rustix::ioctl::{self, Ioctl, IoctlOutput, Opcode};
 use rustix::mm::{MapFlags, ProtFlags};
+use sysgenid_core::PageWord;
 use sysgenid_core::abi;
 
 /// One open file description of a node.
@@ -76,11 +77,15 @@ impl Watcher {
     }
 
     pub(crate) fn map(&self) -> io::Result<Page> {
+        self.map_bytes(Page::SIZE)
+    }
+
+    fn map_bytes(&self, length: usize) -> io::Result<Page> {
         // SAFETY: the kernel chooses a free place for a new mapping, so it disturbs nothing.
         let start = unsafe {
             rustix::mm::mmap(
                 std::ptr::null_mut(),
-                Page::SIZE,
+                length,
                 ProtFlags::READ,
                 MapFlags::SHARED,
                 &self.fd,
@@ -138,9 +143,21 @@ unsafe impl Sync for Page {}
 impl Page {
     const SIZE: usize = 4096;
 
+    /// What AWS-LC does: opens for reading, maps four bytes, and closes. It loads once a use then.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        Watcher::open_with(path, OFlags::RDONLY)?.map_bytes(abi::GENERATION_SIZE)
+    }
+
     pub(crate) fn generation(&self) -> u32 {
         // SAFETY: by the invariant it is mapped and aligned; the daemon writes it by atomic stores.
         unsafe { self.0.as_ref() }.load(Ordering::Acquire)
+    }
+
+    /// All that it says, at once.
+    pub(crate) fn word(&self) -> PageWord {
+        // SAFETY: as above; a page is aligned for any word.
+        let word = unsafe { self.0.cast::<AtomicU64>().as_ref() };
+        PageWord::from_word(word.load(Ordering::Acquire))
     }
 }
 

@@ -3,23 +3,19 @@
 //! `--supervise`: a service manager for one service, where init keeps no descriptors.
 //!
 //! It runs the daemon as its child, holds what that keeps, starts it again when it ends, and hands
-//! over what it holds. It speaks systemd's protocol (`FDSTORE=1`, `FDSTOREREMOVE=1`, `BARRIER=1`,
-//! `READY=1`) over a pair of sockets that nobody else can reach. It waits in one `poll` without a
-//! time-out.
+//! over what it holds, as `keeping/handover.rs` says. A daemon that does not say in time that it is alive is
+//! killed, and nothing is lost by that.
 //!
-//! Where the daemon cannot be kept running it gives up in order: closing the last copy of a FUSE
-//! connection aborts it, so that no caller is left in a call that cannot be killed.
+//! Where the daemon cannot be kept running it gives up in order: the pages show it to whoever maps them, and
+//! closing the last copy of a FUSE connection aborts it, so that no caller is left in a call that cannot be
+//! killed.
 
-use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io;
-use std::io::IoSliceMut;
 use std::io::Read as _;
-use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd as _;
-use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::ffi::OsStringExt as _;
@@ -42,8 +38,6 @@ use rustix::event::Timespec;
 use rustix::io::Errno;
 use rustix::io::FdFlags;
 use rustix::net::AddressFamily;
-use rustix::net::RecvAncillaryBuffer;
-use rustix::net::RecvAncillaryMessage;
 use rustix::net::RecvFlags;
 use rustix::net::SocketFlags;
 use rustix::net::SocketType;
@@ -57,12 +51,16 @@ use signal_hook::consts::SIGQUIT;
 use signal_hook::consts::SIGTERM;
 use signal_hook::consts::SIGUSR1;
 
-use crate::control;
-use crate::keeping::keeper;
+use crate::daemon::HANDED_OVER;
+use crate::keeping::clean_up::clean_up;
+use crate::keeping::handover::Handover;
+use crate::keeping::handover::Kept;
+use crate::keeping::handover::List;
+use crate::keeping::handover::apply;
+use crate::keeping::handover::receive;
+use crate::keeping::keeper::LOCK;
+use crate::keeping::lock;
 use crate::keeping::store;
-use crate::keeping::store::Handover;
-use crate::placing::mounts;
-use crate::placing::publish;
 use crate::service;
 use crate::service::Manager;
 
@@ -71,6 +69,9 @@ const WINDOW: Duration = Duration::from_secs(10);
 
 /// How long the daemon may take to end when it is told to.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the daemon may not say that it is alive, unless somebody wants something else.
+pub const WATCHDOG: Duration = Duration::from_secs(30);
 
 /// Why the daemon does not run any more, or cannot.
 #[derive(Debug, thiserror::Error)]
@@ -133,6 +134,9 @@ pub struct Options {
     pub devices: PathBuf,
     /// How often the daemon may end within ten seconds.
     pub restart_limit: usize,
+    /// How long the daemon, once it serves, may not say that it is alive; it is killed then. Nothing is for
+    /// ever.
+    pub watchdog: Option<Duration>,
 }
 
 /// The program that this process runs, at the path where an upgrade would put its successor.
@@ -189,15 +193,28 @@ pub fn run(options: &Options) -> Result<(), Error> {
     raise_descriptor_limit();
     let mut kept = Kept::default();
     let outcome = keep_running(options, &signals, &manager, &mut kept);
-    // In this order: nothing that is left can be stuck in a connection that is aborted.
-    drop(kept);
-    clean_up(options);
+    give_up(options, kept);
     outcome
 }
 
-/// What the daemon keeps, by name. Unlike every other descriptor of this process these are inherited:
-/// the daemon is the only program that it ever runs.
-type Kept = BTreeMap<String, OwnedFd>;
+/// Removes what a daemon that is gone has left, unless another one serves there: which may be why this one
+/// could not.
+fn give_up(options: &Options, mut kept: Kept) {
+    let _lock = match kept.remove(LOCK) {
+        Some(lock) => lock,
+        None => match lock::take(&options.directory) {
+            Ok(lock) => lock,
+            Err(error) => {
+                tracing::debug!("{error}");
+                return;
+            }
+        },
+    };
+    let cleaned = clean_up(&options.directory, &options.devices, || drop(kept));
+    if let Err(error) = cleaned {
+        tracing::error!("{error}");
+    }
+}
 
 fn keep_running(
     options: &Options,
@@ -218,7 +235,7 @@ fn keep_running(
         if !served && kept.is_empty() {
             return Err(Error::Start(status));
         }
-        if daemon.restarting {
+        if daemon.restarting || status.code() == Some(HANDED_OVER.into()) {
             tracing::info!("the daemon handed over ({status}); starting it again");
             continue;
         }
@@ -265,6 +282,50 @@ struct Daemon {
     restarting: bool,
     stopping: bool,
     deadline: Option<Instant>,
+    watchdog: Watchdog,
+}
+
+/// Whether the daemon still says that it is alive.
+///
+/// The time is taken in two halves: where the clock leaps, as it may when a machine is restored, there must
+/// be time for an answer even so.
+#[derive(Debug)]
+struct Watchdog {
+    period: Option<Duration>,
+    /// When the half began that runs, if one does, and whether it is the second.
+    half: Option<(Instant, bool)>,
+}
+
+impl Watchdog {
+    fn new(period: Option<Duration>) -> Self {
+        let period = period.filter(|period| !period.is_zero());
+        Self { period, half: None }
+    }
+
+    /// The daemon is alive at `now`.
+    fn feed(&mut self, now: Instant) {
+        self.half = Some((now, false));
+    }
+
+    /// Nothing is expected of the daemon any more.
+    fn rest(&mut self) {
+        self.half = None;
+    }
+
+    /// When to call [`is_late`](Self::is_late).
+    fn due(&self) -> Option<Instant> {
+        Some(self.half?.0 + self.period? / 2)
+    }
+
+    /// Whether the daemon has not been fed for the whole time.
+    fn is_late(&mut self, now: Instant) -> bool {
+        if self.due().is_none_or(|due| now < due) {
+            return false;
+        }
+        let was_second = self.half.is_some_and(|(_, is_second)| is_second);
+        self.half = (!was_second).then_some((now, true));
+        was_second
+    }
 }
 
 impl Daemon {
@@ -278,13 +339,13 @@ impl Daemon {
         .map_err(failed("make a pair of sockets"))?;
         rustix::io::fcntl_setfd(&theirs, FdFlags::empty())
             .map_err(failed("pass on a descriptor"))?;
+        let list = List::of(kept)
+            .to_file()
+            .map_err(failed("list what is kept"))?;
         let handover = Handover {
             supervisor: rustix::process::getpid().as_raw_nonzero().get(),
             notify: theirs.as_raw_fd(),
-            fds: kept
-                .iter()
-                .map(|(name, fd)| (name.clone(), fd.as_raw_fd()))
-                .collect(),
+            list: list.as_raw_fd(),
         };
         let mut command = Command::new(&options.program);
         command
@@ -295,6 +356,10 @@ impl Daemon {
             .process_group(0);
         for variable in service::MANAGER_VARIABLES {
             command.env_remove(variable);
+        }
+        let watchdog = Watchdog::new(options.watchdog);
+        if let Some(period) = watchdog.period {
+            command.env("WATCHDOG_USEC", period.as_micros().to_string());
         }
         let child = command.spawn().map_err(|source| Error::Spawn {
             program: options.program.clone(),
@@ -313,6 +378,7 @@ impl Daemon {
             restarting: false,
             stopping: false,
             deadline: None,
+            watchdog,
         })
     }
 
@@ -336,9 +402,8 @@ impl Daemon {
 
     /// Waits for anything to happen, and returns whether the daemon has ended.
     fn wait(&mut self, signals: &Signals) -> Result<bool, Error> {
-        let left = self
-            .deadline
-            .map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let next = self.deadline.into_iter().chain(self.watchdog.due()).min();
+        let left = next.map(|next| next.saturating_duration_since(Instant::now()));
         let left = left.and_then(|left| Timespec::try_from(left).ok());
         let mut fds = vec![
             PollFd::new(&self.ended, PollFlags::IN),
@@ -349,10 +414,7 @@ impl Daemon {
         }
         match rustix::event::poll(&mut fds, left.as_ref()) {
             Ok(0) => {
-                tracing::warn!("the daemon does not end; killing it");
-                self.signal(Signal::KILL);
-                // Nothing more can be done about it.
-                self.deadline = None;
+                self.time_passed(Instant::now());
                 Ok(false)
             }
             Ok(_) => Ok(!fds[0].revents().is_empty()),
@@ -361,11 +423,25 @@ impl Daemon {
         }
     }
 
+    fn time_passed(&mut self, now: Instant) {
+        if self.deadline.is_some_and(|deadline| deadline <= now) {
+            tracing::warn!("the daemon does not end; killing it");
+            self.signal(Signal::KILL);
+            // Nothing more can be done about it.
+            self.deadline = None;
+        }
+        if self.watchdog.is_late(now) {
+            tracing::error!("the daemon has not said for too long that it is alive; killing it");
+            self.signal(Signal::KILL);
+        }
+    }
+
     /// Does what signals have asked for.
     fn obey(&mut self, signals: &Signals) {
         signals.drain();
         if signals.stop.swap(false, Ordering::Relaxed) && !self.stopping {
             self.stopping = true;
+            self.watchdog.rest();
             self.deadline = Some(Instant::now() + STOP_TIMEOUT);
             self.signal(Signal::INT);
         }
@@ -378,6 +454,7 @@ impl Daemon {
         }
         if signals.restart.swap(false, Ordering::Relaxed) && !self.restarting {
             self.restarting = true;
+            self.watchdog.rest();
             self.deadline = Some(Instant::now() + STOP_TIMEOUT);
             self.signal(Signal::TERM);
         }
@@ -396,11 +473,23 @@ impl Daemon {
         while let Some(socket) = &self.messages {
             match receive(socket.as_fd(), RecvFlags::DONTWAIT) {
                 Ok(Some((message, fds))) => {
-                    if apply(&message, fds, kept) && !self.ready {
+                    let said = apply(&message, fds, kept);
+                    if said.ready && !self.ready {
                         self.ready = true;
                         if let Err(error) = manager.ready("supervising") {
                             tracing::warn!("{error}");
                         }
+                    }
+                    if let Some(period) = said.period {
+                        self.watchdog.period = Some(period).filter(|period| !period.is_zero());
+                    }
+                    if said.stuck {
+                        tracing::error!("the daemon says that it is stuck; killing it");
+                        self.signal(Signal::KILL);
+                    }
+                    let is_ending = self.stopping || self.restarting;
+                    if (said.ready || said.alive) && !is_ending {
+                        self.watchdog.feed(Instant::now());
                     }
                 }
                 Err(Errno::AGAIN) => return,
@@ -413,46 +502,6 @@ impl Daemon {
             }
         }
     }
-}
-
-/// Does what a message says, and returns whether it says that the daemon is ready. What is not kept
-/// is closed, which is all that a `BARRIER=1` asks for.
-fn apply(message: &str, fds: Vec<OwnedFd>, kept: &mut Kept) -> bool {
-    let fields = service::assignments(message);
-    let name = fields.get("FDNAME").copied().unwrap_or_default();
-    if fields.get("FDSTORE") == Some(&"1") && store::check_name(name).is_ok() {
-        for fd in fds {
-            kept.insert(name.to_owned(), fd);
-        }
-    }
-    if fields.get("FDSTOREREMOVE") == Some(&"1") {
-        kept.remove(name);
-    }
-    fields.get("READY") == Some(&"1")
-}
-
-/// Receives one message and the inheritable descriptors that come with it; nothing once the sender
-/// has closed its end.
-pub(crate) fn receive(
-    socket: BorrowedFd<'_>,
-    flags: RecvFlags,
-) -> rustix::io::Result<Option<(String, Vec<OwnedFd>)>> {
-    let mut text = [0; 4096];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut parts = [IoSliceMut::new(&mut text)];
-    let received = rustix::net::recvmsg(socket, &mut parts, &mut control, flags)?;
-    let mut fds = Vec::new();
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            fds.extend(rights);
-        }
-    }
-    if received.bytes == 0 {
-        return Ok(None);
-    }
-    let text = String::from_utf8_lossy(&text[..received.bytes]).into_owned();
-    Ok(Some((text, fds)))
 }
 
 /// The signals of this process, as flags, and a socket that wakes `poll`.
@@ -508,19 +557,6 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// Removes what a daemon that is gone has left in the file system.
-fn clean_up(options: &Options) {
-    if keeper::is_locked(&options.directory) {
-        // Another daemon serves it, which is why this one could not.
-        return;
-    }
-    mounts::clean(&options.directory, |_| false);
-    if let Err(error) = publish::unpublish(&options.directory, &options.devices) {
-        tracing::error!("{error}");
-    }
-    control::remove(&options.directory);
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::BufRead as _;
@@ -529,6 +565,9 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::path::Path;
 
+    use sysgenid_core::{Generation, PageWord};
+
+    use crate::keeping::folder::Folder;
     use crate::keeping::store::Store;
     use crate::protocol::FILE_SYSTEM_TYPE;
 
@@ -538,9 +577,11 @@ mod tests {
     // the two ignored tests below, which do nothing unless they are told their part.
     const STAGE: &str = "SYSGENIDD_TEST_STAGE";
     const LIMIT: &str = "3";
+    const WATCHED: &str = "SYSGENIDD_TEST_WATCHED";
+    const PERIOD: Duration = Duration::from_millis(500);
 
     fn part(name: &str) -> Vec<OsString> {
-        let test = format!("keeping::supervise::tests::{name}");
+        let test = format!("keeping::supervisor::tests::{name}");
         ["--exact", test.as_str(), "--ignored", "--nocapture", "-q"]
             .map(OsString::from)
             .to_vec()
@@ -558,6 +599,7 @@ mod tests {
             directory: stage.join("run"),
             devices: stage.join("dev"),
             restart_limit: LIMIT.parse().unwrap(),
+            watchdog: std::env::var_os(WATCHED).map(|_| PERIOD),
         };
         let code = match run(&options) {
             Ok(()) => 0,
@@ -646,6 +688,16 @@ mod tests {
                     "mount" => {
                         mount_unserved(&stage.join("run/host"), &store);
                         writeln!(talk, "mounted").unwrap();
+                    }
+                    "live" => {
+                        let period = sd_notify::watchdog_enabled().unwrap();
+                        assert_eq!(period, PERIOD);
+                        // Four periods, in which it would be killed three times.
+                        for _ in 0..16 {
+                            store.manager().send("WATCHDOG=1", None).unwrap();
+                            std::thread::sleep(period / 4);
+                        }
+                        writeln!(talk, "lived").unwrap();
                     }
                     "ignore signals" => loop {
                         std::thread::park();
@@ -830,6 +882,7 @@ mod tests {
             directory: folder.path().to_owned(),
             devices: folder.path().to_owned(),
             restart_limit: 5,
+            watchdog: None,
         };
         // Not registered: the test's own process keeps its signals.
         let signals = Signals {
@@ -888,6 +941,13 @@ mod tests {
             .arg(std::env::current_exe().unwrap());
         let stage = Stage::start_with(unshare);
         let (_, mut talk) = stage.next_ready();
+        let name = crate::config::InstanceName::host();
+        let keep = Folder::open(&stage.folder.path().join("run")).unwrap();
+        let page = keep.page(&name).unwrap();
+        page.store(PageWord {
+            live: true,
+            ..PageWord::default()
+        });
         talk.say("mount");
         assert_eq!(talk.hear(), "mounted");
         let run = stage.folder.path().join("run");
@@ -907,11 +967,60 @@ mod tests {
         assert!(!stuck.is_finished());
         talk.say("fail");
         assert!(stuck.join().unwrap().is_err());
+        // By the time that anybody gets an error.
+        let ended = PageWord {
+            generation: Generation::new(1),
+            ..PageWord::default()
+        };
+        assert_eq!(page.word(), ended);
         let folder = stage.folder.path().to_owned();
         let mut stage = stage;
         assert_eq!(stage.supervisor.wait().unwrap().code(), Some(1));
         assert!(!folder.join("run/host").exists());
         assert!(std::fs::symlink_metadata(&link).is_err());
+    }
+
+    #[test]
+    fn a_daemon_that_hangs_is_killed_and_loses_nothing_and_one_that_lives_is_not() {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.env(WATCHED, "yes");
+        let stage = Stage::start_with(command);
+        let (_, mut talk) = stage.next_ready();
+        talk.say("live");
+        assert_eq!(talk.hear(), "lived");
+        talk.say("ignore signals");
+        let (starts, mut talk) = stage.next_ready();
+        assert_eq!(starts, 2);
+        talk.say("stop");
+        assert_eq!(stage.end().0, Some(0));
+    }
+
+    #[test]
+    fn a_watchdog_gives_time_for_an_answer_also_where_the_clock_leaps() {
+        let start = Instant::now();
+        let half = PERIOD / 2;
+        let mut watchdog = Watchdog::new(Some(PERIOD));
+        // Until it serves, nothing is expected.
+        assert_eq!(watchdog.due(), None);
+        assert!(!watchdog.is_late(start + PERIOD));
+        watchdog.feed(start);
+        assert!(!watchdog.is_late(start + half - Duration::from_millis(1)));
+        assert_eq!(watchdog.due(), Some(start + half));
+        assert!(!watchdog.is_late(start + half));
+        assert_eq!(watchdog.due(), Some(start + PERIOD));
+        watchdog.feed(start + half);
+        let leap = start + Duration::from_secs(3600);
+        assert!(!watchdog.is_late(leap));
+        assert!(!watchdog.is_late(leap));
+        assert!(watchdog.is_late(leap + half));
+        // Once is enough.
+        assert!(!watchdog.is_late(leap + PERIOD));
+        watchdog.feed(leap);
+        watchdog.rest();
+        assert_eq!(watchdog.due(), None);
+        let mut without = Watchdog::new(Some(Duration::ZERO));
+        without.feed(start);
+        assert_eq!(without.due(), None);
     }
 
     #[test]
@@ -930,20 +1039,5 @@ mod tests {
         let path = |text: &str| PathBuf::from(text);
         assert_eq!(without_deleted(path("/usr/x (deleted)")), path("/usr/x"));
         assert_eq!(without_deleted(path("/usr/x")), path("/usr/x"));
-    }
-
-    #[test]
-    fn a_second_descriptor_of_a_name_replaces_the_first() {
-        let mut kept = Kept::new();
-        let (read, write) = rustix::pipe::pipe().unwrap();
-        let message = "FDSTORE=1\nFDNAME=a\nFDPOLL=0";
-        assert!(!apply(message, vec![read], &mut kept));
-        let second = write.as_raw_fd();
-        apply(message, vec![write], &mut kept);
-        assert_eq!(kept.len(), 1);
-        assert_eq!(kept["a"].as_raw_fd(), second);
-        assert!(apply("READY=1\nSTATUS=x", Vec::new(), &mut kept));
-        apply("FDSTOREREMOVE=1\nFDNAME=a", Vec::new(), &mut kept);
-        assert!(kept.is_empty());
     }
 }
