@@ -30,6 +30,11 @@ for file in "$BUILD/sysgenctl" "$ASSETS/man/sysgenctl.1"; do
         exit 1
     fi
 done
+if [ -f "$BUILD/sysgenidd" ] && ! [ -f "$ASSETS/man/sysgenidd.8" ]; then
+    echo "$0: there is no $ASSETS/man/sysgenidd.8: run" >&2
+    echo "    SYSGENCTL_ASSETS=$ASSETS cargo build --release -p sysgenidd" >&2
+    exit 1
+fi
 
 # Usage: put MODE FOLDER FILE...
 put() {
@@ -58,5 +63,6 @@ put 644 /usr/lib/udev/rules.d "$root/packaging/udev/60-sysgenid.rules"
 
 if [ -f "$BUILD/sysgenidd" ]; then
     put 755 /usr/sbin "$BUILD/sysgenidd"
+    put 644 /usr/share/man/man8 "$ASSETS/man/sysgenidd.8"
     put 644 $units "$root"/packaging/systemd/sysgenidd*
 fi

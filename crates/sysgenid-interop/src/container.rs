@@ -18,6 +18,8 @@ use crate::Stage;
 use crate::conversation::Conversation;
 use crate::conversation::Request;
 use crate::conversation::Running;
+use crate::hook;
+use crate::hook::Hook;
 use crate::tool;
 use crate::user_namespace::FIRST_ID;
 use crate::user_namespace::IDS;
@@ -25,9 +27,6 @@ use crate::user_namespace::UserNamespace;
 
 /// The right that a container's root has here, and needs to bump its instance.
 const CAPABILITIES: &[&str] = &["CAP_CHECKPOINT_RESTORE"];
-
-/// Where a hook finds programs: those of the stage come first.
-const HOOK_PATH: &str = "/run/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What programs from the machine need to run in a container.
 const LIBRARIES: &[&str] = &["/usr", "/lib", "/lib64"];
@@ -47,12 +46,12 @@ impl Container {
     pub fn start_with_hook(
         stage: &Stage,
         name: &str,
-        hook: &Path,
+        hook: &Hook,
         files: &[(&Path, &str)],
         command: &[&str],
     ) -> Result<Self> {
         let mut configuration = configuration(None, files, command);
-        let hook = json!([{ "path": hook, "env": [format!("PATH={HOOK_PATH}")] }]);
+        let hook = json!([{ "path": hook.path(), "env": [format!("PATH={}", hook::PATH)] }]);
         configuration["hooks"] = json!({ "createRuntime": hook, "poststop": hook });
         Self::create(stage, name, &configuration)
     }

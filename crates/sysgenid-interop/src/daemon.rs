@@ -64,6 +64,11 @@ impl Daemon {
         tool::run(command.args(options)).map(drop)
     }
 
+    /// Removes an instance.
+    pub fn remove_instance(&self, name: &str) -> Result<()> {
+        tool::run(&mut self.ask(&["instance", "remove", name])).map(drop)
+    }
+
     /// Puts the nodes of an instance at `/dev` in the running container of this process.
     pub fn publish_into(&self, name: &str, pid: u32) -> Result<()> {
         let mut command = self.ask(&["instance", "publish", name]);

@@ -13,6 +13,7 @@ pub mod container;
 pub mod conversation;
 pub mod cue;
 pub mod daemon;
+pub mod hook;
 pub mod load;
 pub mod network;
 pub mod node;

@@ -179,6 +179,12 @@ impl Machine {
             .with_context(|| format!("cannot write {CONFIGURATION}"))
     }
 
+    /// Removes the daemon's configuration. Who waits for it goes on to wait.
+    pub fn remove_configuration(&self) -> Result<()> {
+        std::fs::remove_file(CONFIGURATION)
+            .with_context(|| format!("cannot remove {CONFIGURATION}"))
+    }
+
     /// Gives the machine one more unit, or a file for one, such as `web.service.d/limits.conf`.
     pub fn add_unit(&self, name: &str, text: &str) -> Result<()> {
         let path = Path::new(UNITS).join(name);
@@ -262,8 +268,14 @@ impl Machine {
 
     /// Kills the process of a service, and waits until systemd has started it again, or given it up.
     pub fn crash(&self, service: &str) -> Result<()> {
+        self.signal(service, "KILL")
+    }
+
+    /// The same with another signal, after which the process ends, or is ended by systemd.
+    pub fn signal(&self, service: &str, signal: &str) -> Result<()> {
         let old = self.main_process(service)?;
-        self.systemctl(&["kill", "--kill-who=main", "--signal=KILL", service])?;
+        let signal = format!("--signal={signal}");
+        self.systemctl(&["kill", "--kill-who=main", &signal, service])?;
         self.wait_until(&format!("{service} runs again, or is given up"), || {
             // In this order: what is active then is the new one.
             let is_new = ![0, old].contains(&self.main_process(service)?);
@@ -359,6 +371,13 @@ fn install_units(stage: &Stage) -> Result<()> {
     std::fs::write(
         stage.folder(units.join("service.d"))?.join("log.conf"),
         format!("[Service]\nStandardOutput=append:{LOG}\nStandardError=append:{LOG}\n"),
+    )?;
+    // Whether anything notices restores of the machine that the tests run on is another matter.
+    std::fs::write(
+        stage
+            .folder(units.join("sysgenidd.service.d"))?
+            .join("publish.conf"),
+        format!("[Service]\nExecStart=\nExecStart={DAEMON_PATH} --publish=always\n"),
     )?;
     Ok(())
 }

@@ -30,7 +30,12 @@ pub struct UserNamespace {
 impl UserNamespace {
     /// Makes a user namespace whose root is an unprivileged user of the machine.
     pub fn create() -> Result<Self> {
-        let namespace = Self::enter(Command::new("unshare").arg("--user"))?;
+        Self::create_with(&[])
+    }
+
+    /// The same, with further namespaces, by the options of `unshare`.
+    pub fn create_with(further: &[&str]) -> Result<Self> {
+        let namespace = Self::enter(Command::new("unshare").arg("--user").args(further))?;
         for map in ["uid_map", "gid_map"] {
             let path = format!("/proc/{}/{map}", namespace.pid());
             std::fs::write(&path, format!("0 {FIRST_ID} {IDS}\n"))

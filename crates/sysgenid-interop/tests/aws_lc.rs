@@ -22,7 +22,7 @@ const NOBODY: u32 = 65_534;
 #[ignore = "needs root"]
 fn aws_lc_follows_bumps_as_an_unprivileged_user_and_reseeds_once_for_each() {
     Stage::play(|stage| {
-        let _daemon = Daemon::start(stage, &["--publish"])?;
+        let _daemon = Daemon::start(stage, &["--publish=always"])?;
         let (mut client, _running) = start_client(stage)?;
 
         let first: Draw = client.ask(Request::Now)?;

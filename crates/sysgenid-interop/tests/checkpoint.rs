@@ -15,6 +15,9 @@ use sysgenid_interop::daemon::Daemon;
 use sysgenid_interop::node;
 use sysgenid_interop::node::Mapping;
 
+/// The instance of what is restored.
+const INSTANCE: &str = "restored";
+
 /// The generation at which the programs are dumped.
 const SNAPSHOT: u32 = 5;
 
@@ -61,9 +64,33 @@ fn a_restored_program_that_only_maps_rebuilds_at_the_trigger() {
 
 #[test]
 #[ignore = "needs root and CRIU"]
+fn a_restored_program_rebuilds_where_its_instance_was_made_for_the_restore() {
+    Stage::play(|stage| {
+        let theatre = Theatre::open(stage)?;
+        let criu = Criu::find()?;
+        let mut program = theatre.start(stage, &criu, "mapping")?;
+        let before: State = program.conversation.ask(Request::Now)?;
+        assert_eq!(before.generation, SNAPSHOT);
+        program.dump()?;
+
+        // As on another machine, which knows of the snapshot no more than its generation, and that is larger there.
+        let known = SNAPSHOT + 100;
+        theatre.make_again_for(known)?;
+        program.restore()?;
+
+        // At its first look, and without a trigger.
+        let restored: State = program.conversation.ask(Request::Now)?;
+        assert_eq!(restored.generation, known + 1);
+        assert_ne!(restored.secret, before.secret);
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs root and CRIU"]
 fn two_clones_of_aws_lc_draw_the_same_bytes_until_the_trigger() {
     Stage::play(|stage| {
-        let _daemon = Daemon::start(stage, &["--publish"])?;
+        let _daemon = Daemon::start(stage, &["--publish=always"])?;
         let criu = Criu::find()?;
         let client = stage.install(env!("CARGO_BIN_EXE_aws-lc-client"))?;
         let mut program = Program::start(stage, &criu, &[&client.to_string_lossy()])?;
@@ -129,7 +156,7 @@ struct Theatre {
 impl Theatre {
     fn open(stage: &Stage) -> Result<Self> {
         let daemon = Daemon::start(stage, &[])?;
-        daemon.add_instance("restored", &["--parent", "none"])?;
+        daemon.add_instance(INSTANCE, &["--parent", "none"])?;
         let theatre = Self {
             host: Mapping::open(&daemon.node("host", "sysgenid"))?,
             daemon,
@@ -140,7 +167,7 @@ impl Theatre {
 
     fn start<'a>(&self, stage: &Stage, criu: &'a Criu, means: &str) -> Result<Program<'a>> {
         let program = stage.install(env!("CARGO_BIN_EXE_watching-program"))?;
-        let node = self.daemon.node("restored", "sysgenid");
+        let node = self.daemon.node(INSTANCE, "sysgenid");
         Program::start(
             stage,
             criu,
@@ -154,13 +181,21 @@ impl Theatre {
         )
     }
 
+    /// Removes the instance, and makes one for what was snapshotted at this generation.
+    fn make_again_for(&self, snapshot: u32) -> Result<()> {
+        self.daemon.remove_instance(INSTANCE)?;
+        let generation = snapshot.to_string();
+        self.daemon
+            .add_instance(INSTANCE, &["--parent", "none", "--generation", &generation])
+    }
+
     /// What whoever restores a snapshot does next.
     fn trigger(&self) -> Result<()> {
         self.bump(SNAPSHOT + 1)
     }
 
     fn bump(&self, minimum: u32) -> Result<()> {
-        node::bump(&self.daemon.node("restored", "sysgenid"), minimum)?;
+        node::bump(&self.daemon.node(INSTANCE, "sysgenid"), minimum)?;
         Ok(())
     }
 }

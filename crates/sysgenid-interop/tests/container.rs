@@ -2,7 +2,6 @@
 
 //! Containers with instances of their own.
 
-use std::path::Path;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -13,9 +12,11 @@ use sysgenid_interop::conversation::Request;
 use sysgenid_interop::conversation::Running;
 use sysgenid_interop::conversation::State;
 use sysgenid_interop::daemon::Daemon;
+use sysgenid_interop::hook::Hook;
+use sysgenid_interop::hook::Planned;
 use sysgenid_interop::node;
 use sysgenid_interop::node::Mapping;
-use sysgenid_interop::tool;
+use sysgenid_interop::patience::wait_until;
 use sysgenid_interop::user_namespace::UserNamespace;
 
 /// Where the containers have the program.
@@ -135,10 +136,8 @@ fn a_container_that_runs_already_can_be_given_an_instance() {
 #[ignore = "needs root, crun and jq"]
 fn the_oci_hook_gives_a_container_an_instance_that_goes_with_it() {
     Stage::play(|stage| {
-        tool::JQ.require()?;
         let set = Set::lay(stage)?;
-        let hook = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging/oci/sysgenid-hook");
-        let hook = stage.install(hook)?;
+        let hook = Hook::install(stage)?;
         let mut container = Container::start_with_hook(
             stage,
             "hooked",
@@ -157,6 +156,120 @@ fn the_oci_hook_gives_a_container_an_instance_that_goes_with_it() {
         assert!(set.daemon.node("hooked", "status").exists());
         container.end()?;
         assert!(!set.daemon.node("hooked", "status").exists());
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs root and jq"]
+fn a_container_with_a_name_of_the_configuration_is_not_created_and_that_instance_stays() {
+    Stage::play(|stage| {
+        let configuration = stage.folder("/run/configuration")?.join("sysgenidd.toml");
+        std::fs::write(&configuration, "[instances.web]\n")?;
+        let daemon = Daemon::start(stage, &["--config", &configuration.to_string_lossy()])?;
+        let configured = Mapping::open(&daemon.node("web", "sysgenid"))?;
+        let before = configured.generation();
+        let hook = Hook::install(stage)?;
+        let container = Planned::make(stage, "web", "web")?;
+
+        let refused = hook
+            .create(&container)
+            .expect_err("a container took the name of a configured instance");
+        assert!(format!("{refused:#}").contains("web"), "{refused:#}");
+        // runc does so for a container that could not be created, too.
+        hook.stop(&container)?;
+
+        node::bump(&daemon.node("web", "sysgenid"), 0)?;
+        assert_eq!(configured.generation(), before + 1);
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs root and jq"]
+fn a_second_container_of_a_name_is_not_created_and_harms_the_first_in_no_bundle() {
+    Stage::play(|stage| {
+        let daemon = Daemon::start(stage, &[])?;
+        let hook = Hook::install(stage)?;
+        let first = Planned::make(stage, "c1", "c1")?;
+        hook.create(&first)?;
+        let page = Mapping::open(&daemon.node("c1", "sysgenid"))?;
+        let before = page.generation();
+
+        // Two containerd namespaces, or two roots of a runtime, which may even share the bundle.
+        for bundle in ["other", "c1"] {
+            let second = Planned::make(stage, "c1", bundle)?;
+            hook.create(&second)
+                .expect_err("two containers share an instance");
+            hook.stop(&second)?;
+        }
+
+        node::bump(&daemon.node("c1", "sysgenid"), 0)?;
+        assert_eq!(page.generation(), before + 1);
+        assert!(Hook::record("c1").exists());
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs root and jq"]
+fn the_instance_of_a_container_goes_with_its_process_though_no_runtime_says_so() {
+    Stage::play(|stage| {
+        let daemon = Daemon::start(stage, &[])?;
+        let hook = Hook::install(stage)?;
+        let container = Planned::make(stage, "c1", "c1")?;
+        hook.create(&container)?;
+        let page = Mapping::open(&daemon.node("c1", "sysgenid"))?;
+        let before = page.generation();
+
+        drop(container);
+
+        let status = daemon.node("c1", "status");
+        wait_until(
+            || "the instance is not removed".to_owned(),
+            || Ok(!status.exists()),
+        )?;
+        assert_ne!(page.generation(), before, "who maps its page is told");
+        // The name is free, whatever the hook had noted.
+        hook.create(&Planned::make(stage, "c1", "again")?)
+    });
+}
+
+#[test]
+#[ignore = "needs root and jq"]
+fn the_instance_of_a_restored_container_begins_above_the_generation_of_its_snapshot() {
+    Stage::play(|stage| {
+        let daemon = Daemon::start(stage, &[])?;
+        let hook = Hook::install(stage)?;
+        let restored = Planned::make(stage, "c1", "c1")?.annotated("sysgenid.generation", "7");
+        hook.create(&restored)?;
+        assert_eq!(
+            Mapping::open(&daemon.node("c1", "sysgenid"))?.generation(),
+            8
+        );
+
+        let faulty = Planned::make(stage, "c2", "c2")?.annotated("sysgenid.generation", "-1");
+        hook.create(&faulty)
+            .expect_err("a generation is no number, and the container was created");
+        assert!(!daemon.node("c2", "status").exists());
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs root and jq"]
+fn a_container_that_cannot_be_given_its_nodes_leaves_no_instance_behind() {
+    Stage::play(|stage| {
+        let daemon = Daemon::start(stage, &[])?;
+        let hook = Hook::install(stage)?;
+        let container = Planned::make(stage, "c1", "c1")?;
+        std::fs::remove_dir_all(container.root())?;
+
+        hook.create(&container)
+            .expect_err("a container without a root has nodes");
+
+        assert!(!daemon.node("c1", "status").exists());
+        assert!(!Hook::record("c1").exists());
         Ok(())
     });
 }

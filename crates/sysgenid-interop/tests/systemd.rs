@@ -61,6 +61,77 @@ fn no_program_notices_that_the_daemon_crashes() {
 
 #[test]
 #[ignore = "needs root and systemd"]
+fn no_program_notices_that_somebody_terminates_the_daemon() {
+    Stage::play(|stage| {
+        let machine = start_service(stage)?;
+        let mut load = Load::start(&machine)?;
+        for _ in 0..20 {
+            let before = load.check()?;
+            machine.signal(UNIT, "TERM")?;
+            assert_eq!(machine.state(UNIT)?, "active");
+            let result: String = machine.property(UNIT, "Result")?;
+            assert_eq!(result, "success", "a hand-over is no failure");
+            load.check_after_start(&machine, &before)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn no_program_notices_that_a_daemon_hangs_for_longer_than_the_watchdog_waits() {
+    Stage::play(|stage| {
+        let machine = Machine::boot(stage)?;
+        // Shorter than the unit's, and long enough for a daemon that has something to do.
+        let watchdog = "[Service]\nWatchdogSec=3\n";
+        machine.add_unit("sysgenidd.service.d/watchdog.conf", watchdog)?;
+        start(stage, &machine)?;
+        let mut load = Load::start(&machine)?;
+        let daemon = machine.main_process(UNIT)?;
+        let heard = || machine.property::<u64>(UNIT, "WatchdogTimestampMonotonic");
+        let first = heard()?;
+        machine.wait_until("the daemon says that it lives", || Ok(heard()? > first))?;
+        assert_eq!(machine.main_process(UNIT)?, daemon);
+        let before = load.check()?;
+
+        machine.signal(UNIT, "STOP")?;
+
+        assert_eq!(machine.state(UNIT)?, "active");
+        load.check_after_start(&machine, &before)
+    });
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
+fn a_stop_in_the_middle_of_a_start_ends_what_was_kept_for_it() {
+    Stage::play(|stage| {
+        let machine = start_service(stage)?;
+        let (mut sleeper, _running) = start_sleeper(&machine, "read")?;
+        let mapping = Mapping::open(Path::new("/dev/sysgenid"))?;
+        let before = mapping.generation();
+        let old = machine.main_process(UNIT)?;
+        machine.delay_starts()?;
+        machine.systemctl(&["restart", "--no-block", UNIT])?;
+        machine.wait_until("the next daemon waits for its configuration", || {
+            Ok(![0, old].contains(&machine.main_process(UNIT)?))
+        })?;
+
+        // Only that daemon waits, and not who cleans after it.
+        machine.remove_configuration()?;
+        machine.systemctl(&["stop", UNIT])?;
+
+        let error: Option<i32> = sleeper.receive()?;
+        assert_eq!(error, Some(Errno::CONNABORTED.raw_os_error()));
+        machine.wait_until("neither mounts nor links are left", || {
+            Ok(what_is_left(&machine)?.is_empty())
+        })?;
+        assert_ne!(mapping.generation(), before, "who maps the page is told");
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs root and systemd"]
 fn who_opens_a_node_while_no_daemon_runs_waits_for_the_next() {
     Stage::play(|stage| {
         let machine = start_service(stage)?;
@@ -128,6 +199,8 @@ fn a_stop_by_systemd_wakes_who_sleeps_and_leaves_nothing_behind() {
     Stage::play(|stage| {
         let machine = start_service(stage)?;
         let (mut sleeper, _running) = start_sleeper(&machine, "read")?;
+        let mapping = Mapping::open(Path::new("/dev/sysgenid"))?;
+        let before = mapping.generation();
 
         machine.systemctl(&["stop", UNIT])?;
 
@@ -136,10 +209,7 @@ fn a_stop_by_systemd_wakes_who_sleeps_and_leaves_nothing_behind() {
         assert_eq!(machine.state(UNIT)?, "inactive");
         assert_eq!(what_is_left(&machine)?, [""; 0]);
 
-        // Nor is anything kept: the next start is a first one.
-        machine.systemctl(&["start", UNIT])?;
-        assert_eq!(Mapping::open(Path::new("/dev/sysgenid"))?.generation(), 0);
-        Ok(())
+        check_that_a_mapping_goes_on(&machine, &mapping, before)
     });
 }
 
@@ -149,6 +219,8 @@ fn a_daemon_that_cannot_stay_up_is_given_up_and_cleaned_up_after() {
     Stage::play(|stage| {
         let machine = start_service(stage)?;
         let (mut sleeper, _running) = start_sleeper(&machine, "read")?;
+        let mapping = Mapping::open(Path::new("/dev/sysgenid"))?;
+        let before = mapping.generation();
 
         // The first start counts, too.
         let mut crashes = 0;
@@ -171,21 +243,36 @@ fn a_daemon_that_cannot_stay_up_is_given_up_and_cleaned_up_after() {
         let result: String = machine.property(CLEAN, "Result")?;
         assert_eq!(result, "success");
 
-        // Once somebody has mended it, it starts as if for the first time.
+        // Once somebody has mended it.
         machine.systemctl(&["reset-failed", UNIT])?;
-        machine.systemctl(&["start", UNIT])?;
-        assert_eq!(Mapping::open(Path::new("/dev/sysgenid"))?.generation(), 0);
-        Ok(())
+        check_that_a_mapping_goes_on(&machine, &mapping, before)
     });
+}
+
+/// A mapping was told of the end of the service, and is the page of the one that is started now.
+fn check_that_a_mapping_goes_on(machine: &Machine, mapping: &Mapping, before: u32) -> Result<()> {
+    let ended = mapping.generation();
+    assert!(ended > before, "who maps the page is told of the end");
+    machine.systemctl(&["start", UNIT])?;
+    let again = Mapping::open(Path::new("/dev/sysgenid"))?.generation();
+    assert!(again > ended, "a generation never comes again");
+    assert_eq!(mapping.generation(), again);
+    Ok(())
 }
 
 /// Boots a machine, and starts the daemon there. The programs of the tests are in `/run/bin`.
 fn start_service(stage: &Stage) -> Result<Machine> {
     let machine = Machine::boot(stage)?;
+    start(stage, &machine)?;
+    Ok(machine)
+}
+
+/// Starts the daemon on a machine.
+fn start(stage: &Stage, machine: &Machine) -> Result<()> {
     machine.systemctl(&["start", UNIT])?;
     stage.install(env!("CARGO_BIN_EXE_node-client"))?;
     stage.install(env!("CARGO_BIN_EXE_watching-program"))?;
-    Ok(machine)
+    Ok(())
 }
 
 /// The mounts and links of a daemon that should have left none.
