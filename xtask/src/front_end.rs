@@ -52,7 +52,7 @@ const DAEMON_PID: &str = "/run/sysgenidd.pid";
 fn start_daemon(vm: &mut Vm) -> Result<()> {
     vm.run(
         &format!(
-            "sysgenidd --publish > {DAEMON_LOG} 2>&1 & echo $! > {DAEMON_PID}; \
+            "sysgenidd --publish=always > {DAEMON_LOG} 2>&1 & echo $! > {DAEMON_PID}; \
              sysgenid-guest await {DAEMON_LOG} ready"
         ),
         PATIENCE,
@@ -61,12 +61,13 @@ fn start_daemon(vm: &mut Vm) -> Result<()> {
     .context("the daemon did not start")
 }
 
-/// Ends the daemon in a guest cleanly, and returns once it is gone.
+/// Ends the daemon in a guest cleanly, and returns once it is gone. Of its pages nothing is left, so that the
+/// next one begins at generation 0, as after a boot: nobody in the guest maps them.
 pub(crate) fn stop_daemon(vm: &mut Vm) -> Result<()> {
     vm.run(
         &format!(
             "pid=$(cat {DAEMON_PID}); kill -INT $pid; \
-             while [ -d /proc/$pid ]; do usleep 10000; done; cat {DAEMON_LOG}"
+             while [ -d /proc/$pid ]; do usleep 10000; done; rm -r /run/sysgenid/.keep; cat {DAEMON_LOG}"
         ),
         PATIENCE,
     )

@@ -90,7 +90,12 @@ impl HostDaemon {
 
     /// A file of the host instance, for whoever is in the daemon's mount namespace.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
-        Path::new(DIRECTORY).join("host").join(name)
+        self.directory().join("host").join(name)
+    }
+
+    /// Where its instances are, likewise.
+    pub(crate) fn directory(&self) -> &'static Path {
+        Path::new(DIRECTORY)
     }
 
     /// One of our programs, in the daemon's mount namespace.

@@ -21,6 +21,10 @@ const WATCHERS: [u64; 4] = [0, 100, 1000, 10_000];
 /// How long the process is left alone.
 const IDLE: Duration = Duration::from_secs(5);
 
+/// How long before that the daemon has been left alone: what it looks for and does not find it looks for again
+/// for a moment.
+const SETTLE: Duration = Duration::from_secs(3);
+
 /// Measures and prints JSON.
 pub(crate) fn run(node: &str, process: u32) -> Result<()> {
     allow_many_files()?;
@@ -36,6 +40,7 @@ pub(crate) fn run(node: &str, process: u32) -> Result<()> {
             resident_bytes,
         });
     }
+    std::thread::sleep(SETTLE);
     let before = wake_ups(process)?;
     std::thread::sleep(IDLE);
     let footprint = Footprint {

@@ -11,7 +11,9 @@ mod footprint;
 mod limits;
 mod node;
 mod probes;
+mod strangers;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -74,6 +76,24 @@ enum Program {
     },
     /// Measure what the process that serves a node takes of the machine, and print JSON
     Footprint { node: String, process: u32 },
+    /// Measure what strangers cost others, and print JSON
+    Strangers {
+        /// What to call the daemon in the results
+        name: String,
+        /// The daemon's program
+        #[arg(long)]
+        daemon: PathBuf,
+        /// Where it has its instances: the host's, and one that is called container
+        #[arg(long)]
+        directory: PathBuf,
+        /// How many strangers poll the host's node
+        #[arg(long, default_value_t = 100_000)]
+        pollers: usize,
+    },
+    /// Be so many strangers who poll a node
+    Poll { node: String, count: usize },
+    /// Be a tenant who triggers as fast as it can
+    Tenant,
     /// Wait until a file has a line with a text
     Await {
         file: String,
@@ -104,6 +124,14 @@ fn main() -> Result<()> {
             samples,
         } => bench::run(&name, &node, most_watchers, samples),
         Program::Footprint { node, process } => footprint::run(&node, process),
+        Program::Strangers {
+            name,
+            daemon,
+            directory,
+            pollers,
+        } => strangers::run(&name, &daemon, &directory, pollers),
+        Program::Poll { node, count } => strangers::poll(&node, count),
+        Program::Tenant => strangers::tenant(),
         Program::Await {
             file,
             text,

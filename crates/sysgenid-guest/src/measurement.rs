@@ -5,6 +5,13 @@
 use serde::Deserialize;
 use serde::Serialize;
 
+/// How much later than the host's page a container's changes, while strangers poll the host's node.
+pub const PAGE_BEHIND_HOST: &str =
+    "a container's page behind the host's, beside pollers of strangers";
+
+/// How long an open of the host's node takes.
+pub const OPEN_BESIDE_TENANT: &str = "open of the host's node, beside a tenant that triggers";
+
 /// One candidate at one piece of work.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Measurement {

@@ -37,6 +37,11 @@ impl Node {
         Self::open_with(path, OFlags::RDWR | OFlags::NONBLOCK)
     }
 
+    /// Opens a node as one who can only look, without ever sleeping in `read`.
+    pub(crate) fn open_to_look(path: &str) -> Result<Self> {
+        Self::open_with(path, OFlags::RDONLY | OFlags::NONBLOCK)
+    }
+
     fn open_with(path: &str, flags: OFlags) -> Result<Self> {
         let fd = rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())?;
         Ok(Self { fd })

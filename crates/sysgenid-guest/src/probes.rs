@@ -4,7 +4,9 @@
 
 use std::ffi::CString;
 use std::io::Write;
+use std::process::Command;
 use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::Result;
 use anyhow::bail;
@@ -223,18 +225,48 @@ pub(crate) fn compat(path: &str) -> Result<()> {
         call(abi::SYSGENID_TRIGGER_GEN_UPDATE + 1, 0)?,
         unknown,
     )?;
+    compat_wait_over_a_stop(&node)
+}
+
+/// A wait with a time-out keeps its deadline while the program is stopped and continues.
+fn compat_wait_over_a_stop(node: &Node) -> Result<()> {
+    const TIMEOUT: Duration = Duration::from_secs(4);
+    const STOP: &str = "usleep 300000; kill -STOP $PPID; usleep 1500000; kill -CONT $PPID";
+    let laggard = Node::open(UNTRACKED_NODE)?;
+    laggard.ioctl(abi::SYSGENID_SET_WATCHER_TRACKING, 1)?;
+    laggard.ioctl(abi::SYSGENID_TRIGGER_GEN_UPDATE, 0)?;
+    node.acknowledge(node.read()?)?;
+    let started = Instant::now();
+    let mut shell = Command::new("/bin/sh").args(["-c", STOP]).spawn()?;
+    let milliseconds = u32::try_from(TIMEOUT.as_millis())?;
+    let result = compat::ioctl(node, abi::SYSGENID_WAIT_WATCHERS, milliseconds)?;
+    let took = started.elapsed();
+    ensure!(
+        result == -Errno::TIME.raw_os_error(),
+        "a wait over a stop returned {result}"
+    );
+    // One that began anew would take the time of the stop longer.
+    let late = TIMEOUT + Duration::from_secs(1);
+    ensure!(
+        (TIMEOUT..late).contains(&took),
+        "a wait of {TIMEOUT:?} over a stop took {took:?}"
+    );
+    ensure!(
+        shell.try_wait()?.is_some_and(|status| status.success()),
+        "the stop was not over before the wait"
+    );
     Ok(())
 }
 
 /// Waits until a file has a line with `text`.
 pub(crate) fn await_line(file: &str, text: &str, timeout: Duration) -> Result<()> {
-    let deadline = std::time::Instant::now() + timeout;
+    let deadline = Instant::now() + timeout;
     loop {
         let content = std::fs::read_to_string(file).unwrap_or_default();
         if content.lines().any(|line| line.contains(text)) {
             return Ok(());
         }
-        if std::time::Instant::now() > deadline {
+        if Instant::now() > deadline {
             let last = content.lines().last().unwrap_or("nothing");
             bail!("{file} has no line with {text} after {timeout:?}; its last line: {last}");
         }

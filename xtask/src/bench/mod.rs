@@ -38,6 +38,16 @@ const DAEMON: &str = "sysgenidd";
 /// long says no more than what takes short.
 const MOST_WATCHERS_OF_THE_DAEMON: usize = 1000;
 
+/// The daemon's configuration beside strangers: it permits them all, and has a container's instance.
+const STRANGERS: &str = "
+[backends]
+use = []
+[limits]
+watchers = 200000
+watchers-per-user = 200000
+[instances.container]
+";
+
 /// How to measure.
 #[derive(Args)]
 pub(crate) struct Options {
@@ -131,8 +141,23 @@ fn measure_host(cache: &Cache, programs: &Programs) -> Result<Host> {
     )?;
     daemon.stop()?;
     step.done();
+
+    let step = Step::start("measure sysgenidd beside strangers");
+    let daemon = HostDaemon::start(cache, programs, STRANGERS)?;
+    let beside_strangers = output(
+        daemon
+            .command(programs::GUEST)
+            .args(["strangers", DAEMON, "--daemon"])
+            .arg(programs.file(programs::DAEMON))
+            .arg("--directory")
+            .arg(daemon.directory()),
+    )?;
+    daemon.stop()?;
+    step.done();
+    let mut measurements: Vec<Measurement> = serde_json::from_str(&measurements)?;
+    measurements.extend(serde_json::from_str::<Vec<Measurement>>(&beside_strangers)?);
     Ok(Host {
-        measurements: serde_json::from_str(&measurements)?,
+        measurements,
         footprint: serde_json::from_str(&footprint)?,
     })
 }

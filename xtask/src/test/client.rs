@@ -188,6 +188,7 @@ const INSTALLED: &[&str] = &[
     "usr/lib/udev/rules.d/60-sysgenid.rules",
     "usr/lib/sysusers.d/sysgenid.conf",
     "usr/sbin/sysgenidd",
+    "usr/share/man/man8/sysgenidd.8",
 ];
 
 /// By the script for packagers, into a folder.

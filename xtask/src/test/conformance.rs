@@ -9,6 +9,7 @@ use crate::test::Context;
 use crate::test::Test;
 use crate::test::guest::Backend;
 use crate::test::guest::Guest;
+use crate::test::guest::WITHOUT_STOCK_DRIVER;
 use crate::test::restore;
 use crate::test::suite;
 
@@ -18,6 +19,10 @@ pub(crate) const TESTS: &[Test] = &[
         both_conform(&mut guest)?;
         guest.finish()
     }),
+    Test::new(
+        "the page says whether a backend is there",
+        notice_comes_and_goes,
+    ),
     Test::new("a kernel that looks for bugs finds none", find_bugs),
 ];
 
@@ -60,6 +65,39 @@ fn both_conform(guest: &mut Guest<'_>) -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// Backends come and go beside a module that stays.
+fn notice_comes_and_goes(context: &Context<'_>) -> Result<()> {
+    let mut guest = Guest::boot_bare(context, &[WITHOUT_STOCK_DRIVER])?;
+    guest.run("modprobe sysgenid", PATIENCE)?;
+    let device = "QEMUVGID:00";
+    let driver = "/sys/bus/platform/drivers/sysgenid_acpi";
+    for step in [
+        "true".to_owned(),
+        "modprobe sysgenid_vmfork".to_owned(),
+        "rmmod sysgenid_vmfork".to_owned(),
+        format!("modprobe sysgenid_acpi && test -e {driver}/{device}"),
+        "modprobe sysgenid_vmfork".to_owned(),
+        format!("echo {device} > {driver}/unbind"),
+        "rmmod sysgenid_vmfork".to_owned(),
+        format!("echo {device} > {driver}/bind"),
+        "rmmod sysgenid_acpi".to_owned(),
+    ] {
+        guest.run(&step, PATIENCE)?;
+        // Told that the node is fresh, it leaves the page as it is until this case has looked at it.
+        let outcome = guest.outcome(
+            "sysgenid-conformance --node /dev/sysgenid --fresh page-noticed",
+            suite::PATIENCE,
+        )?;
+        suite::check(
+            &format!("/dev/sysgenid, after {step:?}"),
+            Some(outcome.status),
+            &outcome.output,
+            |_| false,
+        )?;
+    }
+    guest.finish()
 }
 
 /// Loads the modules, runs the suite with some options, and unloads them. Beside the skips that are

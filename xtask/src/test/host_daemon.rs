@@ -40,7 +40,7 @@ fn conform(context: &Context<'_>, passthrough: bool) -> Result<()> {
                 .arg("--node")
                 .arg(daemon.file(node))
                 .arg("--fresh")
-                .args(known_limits::options(node, passthrough)),
+                .args(known_limits::options(passthrough)),
             &mut |line| output.push_str(line),
         );
         suite::check(

@@ -12,7 +12,7 @@ struct KnownLimit {
 /// Why it fails. That also says where.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reason {
-    /// FUSE has no answer that restarts a read.
+    /// FUSE has no answer that restarts a call.
     NoRestart,
     /// The kernel answers some calls on a regular file itself.
     AnsweredByKernel,
@@ -20,16 +20,13 @@ enum Reason {
     MappingNotAsked,
     /// With passthrough a mapping is of the page itself, and does not keep the description open.
     PageMappedItself,
-    /// The same, where the case takes a tracked watcher for one that its mapping keeps.
-    PageMappedItselfOnVmgenid,
 }
 
 impl Reason {
-    fn applies(self, node: &str, passthrough: bool) -> bool {
+    fn applies(self, passthrough: bool) -> bool {
         match self {
             Self::NoRestart | Self::AnsweredByKernel | Self::MappingNotAsked => true,
             Self::PageMappedItself => passthrough,
-            Self::PageMappedItselfOnVmgenid => passthrough && node == "vmgenid",
         }
     }
 }
@@ -73,17 +70,13 @@ const KNOWN_LIMITS: &[KnownLimit] = &[
         Reason::PageMappedItself,
     ),
     limit("a-mapping-keeps-its-watcher", Reason::PageMappedItself),
-    limit(
-        "a-mapping-of-4-bytes-outlives-its-read-only-descriptor",
-        Reason::PageMappedItselfOnVmgenid,
-    ),
 ];
 
 /// What tells the suite of them.
-pub(crate) fn options(node: &str, passthrough: bool) -> Vec<String> {
+pub(crate) fn options(passthrough: bool) -> Vec<String> {
     KNOWN_LIMITS
         .iter()
-        .filter(|limit| limit.reason.applies(node, passthrough))
+        .filter(|limit| limit.reason.applies(passthrough))
         .map(|limit| format!("--known-failure={}", limit.case))
         .collect()
 }

@@ -16,6 +16,7 @@ mod in_tree;
 mod interop;
 mod known_limits;
 mod lifetime;
+mod passed;
 mod restore;
 mod suite;
 mod survival;
@@ -39,6 +40,7 @@ use crate::programs::Programs;
 use crate::progress;
 use crate::progress::Step;
 use crate::table;
+use crate::test::passed::Passed;
 
 /// What to test.
 #[derive(Args)]
@@ -48,6 +50,13 @@ pub(crate) struct Options {
     /// Only the part that needs no network and no guest; what needs root is skipped without
     #[arg(long)]
     no_vm: bool,
+    /// Also the long versions of some, which take hours. What has passed in such a run is not run again for
+    /// the same commit
+    #[arg(long, conflicts_with = "no_vm")]
+    all: bool,
+    /// Run what has passed, too
+    #[arg(long, requires = "all")]
+    again: bool,
     /// Only the tests whose names contain this
     #[arg(long, value_name = "NAME")]
     filter: Option<String>,
@@ -60,11 +69,24 @@ pub(crate) struct Options {
 pub(crate) struct Test {
     name: &'static str,
     run: fn(&Context<'_>) -> Result<()>,
+    is_long: bool,
 }
 
 impl Test {
     const fn new(name: &'static str, run: fn(&Context<'_>) -> Result<()>) -> Self {
-        Self { name, run }
+        Self {
+            name,
+            run,
+            is_long: false,
+        }
+    }
+
+    /// One that is too long for every day.
+    const fn long(name: &'static str, run: fn(&Context<'_>) -> Result<()>) -> Self {
+        Self {
+            is_long: true,
+            ..Self::new(name, run)
+        }
     }
 }
 
@@ -176,25 +198,42 @@ pub(crate) fn run(cache: &Cache, options: &Options) -> Result<()> {
         client::TESTS,
         interop::TESTS,
         survival::TESTS,
+        survival::LONG_TESTS,
     ];
     let groups = [checks::TESTS, host_daemon::TESTS, client::HOST_TESTS]
         .into_iter()
         .chain(guest_tests.iter().copied().filter(|_| !options.no_vm));
     let wanted = |test: &&Test| {
-        options
-            .filter
-            .as_ref()
-            .is_none_or(|filter| test.name.contains(filter.as_str()))
+        let filter = options.filter.as_ref();
+        (options.all || !test.is_long)
+            && filter.is_none_or(|filter| test.name.contains(filter.as_str()))
     };
-    let tests: Vec<&Test> = groups.flatten().filter(wanted).collect();
+    let mut tests: Vec<&Test> = groups.flatten().filter(wanted).collect();
     if options.list {
         for test in tests {
-            println!("{}", test.name);
+            let mark = if test.is_long { " (long)" } else { "" };
+            println!("{}{mark}", test.name);
         }
         return Ok(());
     }
     if tests.is_empty() {
         bail!("no test has such a name; cargo xtask test --list names them");
+    }
+    let mut passed = None;
+    if options.all {
+        let names = tests.iter().map(|test| test.name);
+        let kept = passed.insert(Passed::open(cache, options.choice.kernel.as_deref()));
+        if options.again {
+            kept.forget(names)?;
+        }
+        let chosen = tests.len();
+        tests.retain(|test| !kept.contains(test.name));
+        let left_out = chosen - tests.len();
+        if left_out > 0 {
+            eprintln!(
+                "{left_out} of {chosen} tests passed before, for this commit; --again runs them, too"
+            );
+        }
     }
 
     let context = Context::new(cache, &options.choice);
@@ -207,6 +246,9 @@ pub(crate) fn run(cache: &Cache, options: &Options) -> Result<()> {
         let end = match &result {
             Ok(()) => {
                 step.done();
+                if let Some(passed) = &mut passed {
+                    passed.add(test.name)?;
+                }
                 End::Passed
             }
             Err(error) if error.is::<Skipped>() => {
