@@ -235,7 +235,9 @@ fn check_daemon(machine: &Machine, kernel: &Kernel, node: &Node, served_by_daemo
         return warn(
             subject,
             "sysgenidd runs, but does not serve this node",
-            "have it make /dev/sysgenid as well: publish = true in /etc/sysgenid/sysgenidd.toml, or sysgenidd --publish",
+            "have it make /dev/sysgenid as well: publish = true in /etc/sysgenid/sysgenidd.toml, or sysgenidd \
+             --publish. It does so only where something notices restores; where whoever restores calls the trigger, \
+             say \"always\"",
         );
     }
     if !kernel.is_at_least(FOR_DAEMON) {
