@@ -64,6 +64,11 @@ pub(super) const CASES: &[Case] = &[
         a_wait_after_another_call,
     ),
     case(
+        "a-wait-after-one-that-succeeded-has-all-of-its-time-also-after-a-stop",
+        &["wait-time-out"],
+        a_wait_after_a_settled_one,
+    ),
+    case(
         "a-wait-after-one-that-a-handler-ended-has-all-of-its-time",
         &["wait-time-out"],
         a_wait_after_an_interrupted_one,
@@ -213,16 +218,26 @@ fn keeps_its_deadline(node: &Node, disturbance: Disturbance) -> Outcome {
 }
 
 fn a_deadline_passes_during_a_stop(node: &Node) -> Outcome {
+    const TIMEOUT: Duration = Duration::from_millis(1000);
+    const STOPPED: Duration = Duration::from_millis(1200);
+    // One that began anew when the program went on would end at the sum of the two.
+    let late = STOPPED + TIMEOUT / 2;
     let control = node.control()?;
     let laggard = node.tracked()?;
     let generation = control.bump()?;
     for (name, request) in WAITS {
         let waiter = node.untracked()?;
-        let process = Process::spawn(|| fails(name, waiter.ioctl(request, 500), Errno::TIME))?;
+        let process = Process::spawn(|| {
+            let started = Instant::now();
+            fails(name, waiter.ioctl(request, 1000), Errno::TIME)?;
+            let took = started.elapsed();
+            let what = format!("it ends as soon as the program goes on, before {late:?}: {took:?}");
+            holds(&what, took < late)
+        })?;
         wait_until_process_blocks(process.pid(), name)?;
         let disturbed = Disturbance::Stop.of(&process)?;
         disturbed.begin()?;
-        std::thread::sleep(Duration::from_millis(600));
+        std::thread::sleep(STOPPED);
         disturbed.end()?;
         process.join(name)?;
     }
@@ -279,6 +294,43 @@ fn a_wait_after_another_call(node: &Node) -> Outcome {
         std::thread::sleep(Duration::from_millis(TIMEOUT / 4));
         disturbed.end()?;
         process.join(name)?;
+    }
+    Ok(())
+}
+
+fn a_wait_after_a_settled_one(node: &Node) -> Outcome {
+    const TIMEOUT: u64 = 700;
+    let control = node.control()?;
+    let laggard = node.tracked()?;
+    for (name, request) in WAITS {
+        let generation = control.bump()?;
+        let waiter = node.untracked()?;
+        let settled = Event::new()?;
+        let again = Event::new()?;
+        let process = Process::spawn(|| {
+            gives(name, waiter.ioctl(request, TIMEOUT), 0)?;
+            settled.set()?;
+            again.wait("the next change")?;
+            let started = Instant::now();
+            fails(name, waiter.ioctl(request, TIMEOUT), Errno::TIME)?;
+            let took = started.elapsed();
+            let what = format!("the second one takes all of its {TIMEOUT} ms: {took:?}");
+            holds(&what, took >= Duration::from_millis(TIMEOUT))
+        })?;
+        wait_until_process_blocks(process.pid(), name)?;
+        let disturbed = Disturbance::Stop.of(&process)?;
+        disturbed.begin()?;
+        laggard.acknowledge(generation)?;
+        // The deadline of the first one is nearer then than that of the second.
+        std::thread::sleep(Duration::from_millis(TIMEOUT / 4));
+        disturbed.end()?;
+        settled.wait("the end of the first one")?;
+        let generation = control.bump()?;
+        // Whoever waits must be current.
+        waiter.acknowledge(generation)?;
+        again.set()?;
+        process.join(name)?;
+        laggard.acknowledge(generation)?;
     }
     Ok(())
 }

@@ -440,11 +440,10 @@ impl Accounts {
         let kept = self.state.wait(index);
         let identity = wait.unique.identity();
         let is_resent = wait.unique.is_resent() && kept.request == identity;
-        // One that was over by now was not begun anew, but ended by a handler after all: this is another.
+        // Also if it is over by now: the program was stopped for longer than it wanted to wait.
         let is_begun_anew = kept.request == BEGINS_ANEW
             && kept.thread == wait.tid
-            && kept.argument == wait.argument
-            && kept.deadline > clock::now();
+            && kept.argument == wait.argument;
         let deadline = if is_resent || is_begun_anew {
             kept.deadline
         } else {
@@ -479,12 +478,23 @@ impl Accounts {
         }
     }
 
-    /// The wait whose deadline was kept has not begun anew.
-    pub(super) fn forget_deadline(&self, handle: Handle) {
-        if let Some(index) = self.state.find(handle)
-            && self.state.wait(index).request == BEGINS_ANEW
-        {
-            self.state.set_wait(index, &LastWait::default());
+    /// The threads whose waits the kernel was told to begin anew, also by a process before this one, and the
+    /// watchers that they wait with.
+    pub(super) fn waits_begun_anew(&self) -> HashMap<u32, Handle> {
+        (0..self.state.slots())
+            .filter_map(|index| self.state.at(index))
+            .filter(|slot| slot.wait.request == BEGINS_ANEW)
+            .map(|slot| (slot.wait.thread, slot.handle))
+            .collect()
+    }
+
+    /// The wait of a thread whose deadline was kept has not begun anew.
+    pub(super) fn forget_deadline(&self, handle: Handle, thread: u32) {
+        if let Some(index) = self.state.find(handle) {
+            let kept = self.state.wait(index);
+            if kept.request == BEGINS_ANEW && kept.thread == thread {
+                self.state.set_wait(index, &LastWait::default());
+            }
         }
     }
 

@@ -209,6 +209,9 @@ impl Server {
         let answer = accounts.wait(handle, Patience::Sleep);
         if let Ok(sysgenid_core::Wait::Sleep) = answer {
             wait.deadline = accounts.deadline(&wait, timeout);
+        } else {
+            // One that the kernel has begun anew is over: the next has all of its time.
+            accounts.forget_deadline(handle, request.tid);
         }
         drop(accounts);
         self.settle_wait(wait, answer);

@@ -144,6 +144,7 @@ impl Server {
         )?;
         let shown = accounts.registry().epoch();
         let shown_word = accounts.page().word();
+        let begun_anew = accounts.waits_begun_anew();
         drop(accounts);
         Ok(Self {
             reports: Reports::new(common.most_reports),
@@ -165,7 +166,7 @@ impl Server {
             next_trigger: 0,
             deferred: Vec::new(),
             full_said: None,
-            begun_anew: HashMap::new(),
+            begun_anew,
             lingers: std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1),
         })
     }
@@ -497,6 +498,8 @@ impl Server {
                 let answer = self.instance.accounts().wait(wait.handle, Patience::Sleep);
                 if matches!(answer, Ok(sysgenid_core::Wait::Sleep)) {
                     self.instance.accounts().keep_deadline(&wait);
+                    // One deadline is kept for a watcher, so one is enough here, however many threads are killed.
+                    self.begun_anew.retain(|_, waits| *waits != wait.handle);
                     self.begun_anew.insert(wait.tid, wait.handle);
                     self.answer_ioctl(wait.unique, AGAIN_WITHOUT_HANDLER);
                 } else {
@@ -522,7 +525,9 @@ impl Server {
                     && matches!(Ioctl::decode(number, argument), Ok(Ioctl::WaitWatchers(_)))
         );
         if !is_that_wait {
-            self.instance.accounts().forget_deadline(handle);
+            self.instance
+                .accounts()
+                .forget_deadline(handle, request.tid);
         }
     }
 
