@@ -390,7 +390,7 @@ impl Daemon {
         if served.name.is_host() {
             self.common.family.set_host(None);
         } else {
-            self.common.family.leave(&served.instance);
+            self.common.family.forget(&served.instance);
         }
     }
 
@@ -501,7 +501,9 @@ impl Daemon {
         if follows && !followed {
             self.common.family.join(Arc::clone(instance), false);
         } else if followed && !follows {
-            self.common.family.leave(instance);
+            self.common
+                .family
+                .leave(instance, &reseed::reseed_for_trigger());
         }
         self.keeper.redefine(name, definition)
     }

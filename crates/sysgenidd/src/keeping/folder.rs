@@ -17,6 +17,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::config::InstanceName;
 use crate::keeping::page::Page;
 use crate::keeping::state::{State, StateError};
+use crate::noticing::reseed;
 use crate::sys;
 
 /// The folder's name. No instance can have it.
@@ -136,8 +137,10 @@ impl Folder {
     /// [`Error::System`].
     pub fn end(&self, name: &InstanceName) -> Result<(), Error> {
         let folder = self.path.join(name.as_str());
-        if let Some(page) = self.existing_page(name)? {
-            page.end();
+        if let Some(page) = self.existing_page(name)?
+            && page.word().live
+        {
+            page.end(&reseed::reseed_at_end());
         }
         // First: with it an instance would be whole.
         remove(&folder.join(DEFINITION))?;
@@ -441,7 +444,7 @@ mod tests {
         for n in 0..6 {
             let page = folder.page(&name(&format!("i{n}"))).unwrap();
             page.store(LIVE);
-            page.end();
+            page.end(&crate::noticing::Fresh::for_test());
             drop(page);
             let when = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(n as u64);
             let file = fs::File::options().write(true).open(path(n)).unwrap();

@@ -16,6 +16,7 @@ use sysgenid_core::{Generation, PageWord};
 
 use crate::keeping::folder::{self, Error, failed};
 use crate::keeping::storage::{self, Storage};
+use crate::noticing::Fresh;
 
 /// The size of a page in bytes.
 pub(crate) const SIZE: usize = 4096;
@@ -120,7 +121,10 @@ impl Page {
 
     /// Shows programs a last change, and that no other will be shown. Does nothing to a page that shows that
     /// already, or was never served.
-    pub fn end(&self) {
+    ///
+    /// To those who map it that is a change, so the kernel's generator must be fresh.
+    pub fn end(&self, fresh: &Fresh) {
+        let _ = fresh;
         let shown = self.word();
         if shown.live {
             self.store(PageWord {
@@ -196,7 +200,7 @@ mod tests {
         // Served at generation 0, by a process that left it at that.
         page.store(word(0, true));
         assert_eq!(begin(None), word(1, true));
-        page.end();
+        page.end(&Fresh::for_test());
         assert_eq!(page.word(), word(1, false));
         assert_eq!(begin(None), word(2, true));
         assert_eq!(begin(Some(1)), word(2, true));
@@ -218,11 +222,11 @@ mod tests {
     fn the_end_of_serving_is_one_change_and_no_page_ends_twice() {
         let (_folder, path) = place();
         let page = Page::open(&path).unwrap();
-        page.end();
+        page.end(&Fresh::for_test());
         assert_eq!(page.word(), PageWord::default());
         page.store(word(u32::MAX, true));
         for _ in 0..2 {
-            page.end();
+            page.end(&Fresh::for_test());
             assert_eq!(page.word(), word(1, false));
         }
     }

@@ -289,9 +289,9 @@ impl Accounts {
     }
 
     /// Ends: the page changes once more and says that it is not live, both at once.
-    pub fn end(&mut self) {
+    pub fn end(&mut self, fresh: &Fresh) {
         self.ended = true;
-        self.page.end();
+        self.page.end(fresh);
     }
 
     /// Adds a watcher.

@@ -58,15 +58,19 @@ impl Family {
         }
     }
 
-    /// An instance follows the host no longer.
-    pub fn leave(&self, follower: &Arc<Instance>) {
-        let mut members = self.members();
-        members
+    /// An instance that has ended follows the host no longer.
+    pub fn forget(&self, follower: &Arc<Instance>) {
+        self.members()
             .followers
             .retain(|member| !Arc::ptr_eq(member, follower));
-        drop(members);
+    }
+
+    /// An instance that goes on follows the host no longer. Nothing notices for it any more: its page says
+    /// so with a last change by what did.
+    pub fn leave(&self, follower: &Arc<Instance>, fresh: &Fresh) {
+        let _ = fresh;
+        self.forget(follower);
         let mut accounts = follower.accounts();
-        // Nothing notices for it any more: a last change by what did.
         if accounts.is_noticed() && !accounts.has_ended() {
             accounts.change_unnoticed(|_| {});
         }

@@ -15,6 +15,7 @@ use rustix::io;
 
 use crate::clock;
 use crate::judging::Owner;
+use crate::noticing::reseed;
 use crate::protocol::Connection;
 
 use super::accounts::Accounts;
@@ -135,7 +136,8 @@ impl Instance {
     /// Ends it: the page changes once more and says that it is not live, and its thread refuses those who
     /// sleep and stops.
     pub fn end(&self) {
-        self.accounts().end();
+        let fresh = reseed::reseed_at_end();
+        self.accounts().end(&fresh);
         self.ending.store(true, Ordering::Release);
         self.kick();
     }
