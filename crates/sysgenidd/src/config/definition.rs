@@ -107,8 +107,7 @@ pub fn check_directory(directory: &Path) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "directory \"{}\" is not an absolute path of a folder of its own",
-        directory.display()
+        "directory {directory:?} is not an absolute path of a folder of its own"
     ))
 }
 
@@ -131,8 +130,7 @@ pub fn check_attributes(name: &InstanceName, attributes: &Attributes) -> Result<
         && !path.is_absolute()
     {
         return Err(format!(
-            "instance {name}: user-namespace = \"{}\" is not an absolute path",
-            path.display()
+            "instance {name}: user-namespace = {path:?} is not an absolute path"
         ));
     }
     Ok(())

@@ -93,6 +93,25 @@ pub struct Fault {
     pub reason: String,
 }
 
+impl Fault {
+    /// One of what is at `span` in the text. What the reason quotes of it may have any characters: those that
+    /// would begin another line of the log, or move the cursor of whoever reads it, are escaped.
+    fn at(text: &str, span: Option<Range<usize>>, reason: &str) -> Self {
+        let mut plain = String::with_capacity(reason.len());
+        for character in reason.chars() {
+            match character {
+                '\n' => plain.push(' '),
+                control if control.is_control() => plain.extend(control.escape_default()),
+                other => plain.push(other),
+            }
+        }
+        Self {
+            line: line_at(text, span),
+            reason: plain,
+        }
+    }
+}
+
 /// Everything that the configuration file decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -185,14 +204,9 @@ impl Config {
     ///
     /// The first fault of the text.
     pub fn parse(text: &str) -> Result<Self, Fault> {
-        let file: File = toml::from_str(text).map_err(|error| Fault {
-            line: line_at(text, error.span()),
-            reason: error.message().replace('\n', " "),
-        })?;
-        let at = |span: Range<usize>, reason: String| Fault {
-            line: line_at(text, Some(span)),
-            reason,
-        };
+        let file: File =
+            toml::from_str(text).map_err(|error| Fault::at(text, error.span(), error.message()))?;
+        let at = |span: Range<usize>, reason: String| Fault::at(text, Some(span), &reason);
 
         let directory = file.directory.get_ref();
         check_directory(directory).map_err(|reason| at(file.directory.span(), reason))?;
@@ -464,6 +478,20 @@ mod tests {
         for directory in ["/", "/run/../etc"] {
             let (line, _) = fault(&format!("directory = \"{directory}\"\n"));
             assert_eq!(line, 1, "{directory}");
+        }
+    }
+
+    #[test]
+    fn a_fault_is_one_line_whatever_it_quotes() {
+        for text in [
+            "directory = \"a\\nb\"",
+            "[backends]\nuse = [\"\\u001b[2J\\nkmsg\"]",
+            "[instances.web]\nuser-namespace = \"x\\r\\ny\"",
+            "[instances.\"a\\nb\"]",
+            "\"\\u0007\\n\" = 1",
+        ] {
+            let (_, reason) = fault(text);
+            assert!(!reason.contains(char::is_control), "{reason:?}");
         }
     }
 
