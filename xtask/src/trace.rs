@@ -11,6 +11,8 @@ use crate::qemu::Vm;
 
 /// Sets the probes. A function that a kernel does not have is left out.
 ///
+/// They are in a group of their own, and only these are taken away: a daemon in the guest has one, too.
+///
 /// Functions written in Rust cannot be probed: the compiler leaves no room for it. So our modules are
 /// seen by what they do in C: `sysgenid_vmfork` asks in which context it was called.
 ///
@@ -21,13 +23,15 @@ set -e
 cd /sys/kernel/tracing
 echo 0 > tracing_on
 echo mono > trace_clock
-echo 0 > events/kprobes/enable 2>/dev/null || true
-echo > kprobe_events
-for probe in 'p:interrupt acpi_irq' 'p:notified add_vmfork_randomness' \
-        'r:fed crng_reseed' 'p:bump sysgenid_vmfork:sysgenid_in_hardirq'; do
+echo 0 > events/ours/enable 2>/dev/null || true
+for name in interrupt notified fed bump; do
+    echo "-:ours/$name" >> kprobe_events 2>/dev/null || true
+done
+for probe in 'p:ours/interrupt acpi_irq' 'p:ours/notified add_vmfork_randomness' \
+        'r:ours/fed crng_reseed' 'p:ours/bump sysgenid_vmfork:sysgenid_in_hardirq'; do
     echo "$probe" >> kprobe_events 2>/dev/null || true
 done
-echo 1 > events/kprobes/enable
+echo 1 > events/ours/enable
 echo 1 > events/sched/sched_waking/enable
 echo > trace
 echo 1 > tracing_on
