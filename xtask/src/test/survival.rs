@@ -18,20 +18,27 @@ use crate::test::Context;
 use crate::test::Test;
 use crate::test::skip;
 
+/// The programs of tests that kill the daemon, or have it replaced.
+const DEATHS: [&str; 5] = ["points", "kill", "stop", "takeover", "requests"];
+
+/// Those of what a node promises.
+const PROMISES: [&str; 4] = ["ends", "notice", "pages", "patience"];
+
+/// Those that measure the daemon as it is shipped.
+const SOAK: &str = "soak";
+const STRANGERS: &str = "strangers";
+
 pub(crate) const TESTS: &[Test] = &[
     Test::new(
         "the daemon may die at any point, and nothing is lost",
-        |context| {
-            let tests = ["points", "kill", "stop", "takeover", "requests"];
-            debug(context, "survival", &tests, &[])
-        },
+        |context| debug(context, "survival", &DEATHS, &[]),
     ),
     Test::new(
         "ten thousand watchers and a hundred changes a second leave no trace",
-        |context| shipped(context, "soak", "soak", &[]),
+        |context| shipped(context, "soak", SOAK, &[]),
     ),
     Test::new("nobody pays for a stranger", |context| {
-        shipped(context, "strangers", "strangers", &[])
+        shipped(context, "strangers", STRANGERS, &[])
     }),
     Test::new("what a node of the daemon promises stays true", promises),
     Test::new("no input makes the daemon's parsers panic", |context| {
@@ -54,7 +61,7 @@ pub(crate) const LONG_TESTS: &[Test] = &[
             shipped(
                 context,
                 "soak-long",
-                "soak",
+                SOAK,
                 &[("SYSGENIDD_SOAK_SECONDS", "60")],
             )
         },
@@ -67,7 +74,7 @@ pub(crate) const LONG_TESTS: &[Test] = &[
                 ("SYSGENIDD_STRANGERS", "100000"),
                 ("SYSGENIDD_INSTANCES", &instances),
             ];
-            shipped(context, "strangers-long", "strangers", &many)
+            shipped(context, "strangers-long", STRANGERS, &many)
         },
     ),
     Test::long(
@@ -85,7 +92,7 @@ fn promises(context: &Context<'_>) -> Result<()> {
         return skip(reason);
     }
     host_packages::install(context.cache, &[needed("rsync", "rsync")])?;
-    debug(context, "promises", &["ends", "notice", "patience"], &[])
+    debug(context, "promises", &PROMISES, &[])
 }
 
 /// Programs of tests that kill the daemon where it says, and need root.
@@ -222,7 +229,32 @@ fn fuzz(context: &Context<'_>, seconds: u32) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
     use super::*;
+
+    /// The programs below a folder of the daemon's.
+    fn programs(folder: &str) -> BTreeSet<String> {
+        let daemon = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/sysgenidd");
+        std::fs::read_dir(daemon.join(folder))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+            .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn each_program_of_tests_is_run_by_one_of_these() {
+        // It needs no root: `cargo test` runs it.
+        let by_cargo = ["publish_into"];
+        let run = DEATHS.iter().chain(&PROMISES).chain([&SOAK, &STRANGERS]);
+        let run: BTreeSet<_> = run.chain(&by_cargo).map(ToString::to_string).collect();
+        assert_eq!(run, programs("tests"));
+        let targets: BTreeSet<_> = FUZZ_TARGETS.iter().map(ToString::to_string).collect();
+        assert_eq!(targets, programs("fuzz/fuzz_targets"));
+    }
 
     #[test]
     fn there_are_no_more_instances_than_files_for_them() {
