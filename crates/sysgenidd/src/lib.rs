@@ -9,6 +9,7 @@ pub mod command;
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod failure;
 mod fault;
 pub mod judging;
 pub mod keeping;

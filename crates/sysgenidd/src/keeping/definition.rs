@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Account, Attributes, Mode, Parent};
 use crate::control::{Origin, Token};
+use crate::failure::{Failure, failed};
 use crate::judging::process::Tie;
-use crate::keeping::folder::{self, failed};
+use crate::keeping::folder;
 use crate::serving::files::Access;
 
 /// The version of what is stored. One that only adds to it keeps the number.
@@ -46,6 +47,12 @@ pub(crate) enum Error {
         /// What is wrong.
         reason: String,
     },
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        Self::File(failure.into())
+    }
 }
 
 /// A definition in its file. The user namespace is a descriptor, which is in the fd store.

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 
 use crate::config::InstanceName;
+use crate::failure::{Failure, failed};
 use crate::keeping::page::Page;
 use crate::keeping::state::{State, StateError};
 use crate::noticing::reseed;
@@ -39,29 +40,11 @@ const DORMANT: usize = 1000;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A system call failed.
-    #[error("cannot {doing} {}: {source}", path.display())]
-    System {
-        /// What was tried.
-        doing: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    System(#[from] Failure),
     /// Something that the daemon did not make.
     #[error("{} is not a folder of this user's: move it away, for the daemon keeps its pages there", .0.display())]
     Foreign(PathBuf),
-}
-
-pub(super) fn failed<E: Into<io::Error>>(
-    doing: &'static str,
-    path: &Path,
-) -> impl FnOnce(E) -> Error {
-    move |error| Error::System {
-        doing,
-        path: path.to_owned(),
-        source: error.into(),
-    }
 }
 
 /// What outlives the service, in files.
@@ -265,7 +248,7 @@ fn make_folder(path: &Path) -> Result<(), Error> {
     match fs::DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => return Ok(()),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(failed("make", path)(error)),
+        Err(error) => return Err(failed("make", path)(error).into()),
     }
     let found = fs::symlink_metadata(path).map_err(failed("look at", path))?;
     if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
@@ -284,7 +267,8 @@ pub(super) fn replace(path: &Path, content: &[u8]) -> Result<(), Error> {
     fs::File::from(file)
         .write_all(content)
         .and_then(|()| fs::rename(&new, path))
-        .map_err(failed("write", path))
+        .map_err(failed("write", path))?;
+    Ok(())
 }
 
 /// A new file that is to be renamed to `path`, and where it is until then.
@@ -306,15 +290,18 @@ pub(super) fn remove(path: &Path) -> Result<(), Error> {
         fs::remove_file(path)
     };
     match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(failed("remove", path)(error).into())
+        }
         _ => Ok(()),
     }
 }
 
 fn list(path: &Path) -> Result<Vec<PathBuf>, Error> {
-    fs::read_dir(path)
+    let entries = fs::read_dir(path)
         .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
-        .map_err(failed("list", path))
+        .map_err(failed("list", path))?;
+    Ok(entries)
 }
 
 #[cfg(test)]

@@ -14,7 +14,8 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use sysgenid_core::{Generation, PageWord};
 
-use crate::keeping::folder::{self, Error, failed};
+use crate::failure::failed;
+use crate::keeping::folder::{self, Error};
 use crate::keeping::storage::{self, Storage};
 use crate::noticing::Fresh;
 
@@ -50,7 +51,7 @@ impl Page {
         let (file, new) = folder::create_beside(path)?;
         storage::allocate(&file, SIZE as u64).map_err(failed("make room for", &new))?;
         std::fs::rename(&new, path).map_err(failed("make", path))?;
-        Self::of_file(file).map_err(failed("map", path))
+        Ok(Self::of_file(file).map_err(failed("map", path))?)
     }
 
     /// The page that is this file, if there is one.
@@ -60,12 +61,12 @@ impl Page {
             Ok(file) => file,
             // Nothing, a link, a folder, a socket or a pipe.
             Err(Errno::NOENT | Errno::LOOP | Errno::ISDIR | Errno::NXIO) => return Ok(None),
-            Err(errno) => return Err(failed("open", path)(errno)),
+            Err(errno) => return Err(failed("open", path)(errno).into()),
         };
         if !is_page(&file).map_err(failed("look at", path))? {
             return Ok(None);
         }
-        Self::of_file(file).map(Some).map_err(failed("map", path))
+        Ok(Some(Self::of_file(file).map_err(failed("map", path))?))
     }
 
     /// The page whose descriptor this is, in a process that was given it.

@@ -16,8 +16,9 @@ use rustix::io::{self, Errno};
 use sysgenid_core::{Access, Epoch, Generation, History, LastRead, Node, WatcherRecord};
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::failure::{Failure, failed};
 use crate::fault;
-use crate::keeping::folder::{self, failed};
+use crate::keeping::folder;
 use crate::keeping::storage::{AtomicWords, Storage};
 use crate::protocol::BackingId;
 
@@ -123,6 +124,12 @@ pub enum StateError {
     /// It cannot be made, or read.
     #[error(transparent)]
     File(#[from] folder::Error),
+}
+
+impl From<Failure> for StateError {
+    fn from(failure: Failure) -> Self {
+        Self::File(failure.into())
+    }
 }
 
 /// The low bits of a handle are the slot's index, the others a serial number that is never used twice.

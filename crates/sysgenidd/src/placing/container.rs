@@ -2,7 +2,6 @@
 
 //! Puts an instance's nodes where the programs of a container look for them: into its `/dev`.
 
-use std::io;
 use std::os::fd::AsFd as _;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
@@ -22,6 +21,7 @@ use rustix::process::Uid;
 use rustix::thread::LinkNameSpaceType;
 
 use crate::config::InstanceName;
+use crate::failure::{Failure, failed};
 
 use super::NODES;
 
@@ -48,23 +48,8 @@ pub enum Error {
     #[error("there is no node {}; see `sysgenidd instance list`, or add the instance first", .0.display())]
     NoNode(PathBuf),
     /// A system call failed.
-    #[error("cannot {doing} {}: {source}", path.display())]
-    System {
-        /// What was tried.
-        doing: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-}
-
-fn failed<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> Error {
-    move |error| Error::System {
-        doing,
-        path: path.to_owned(),
-        source: error.into(),
-    }
+    #[error(transparent)]
+    System(#[from] Failure),
 }
 
 /// Binds the nodes of an instance to `/dev` of the container in which process `pid` lives.
@@ -93,7 +78,7 @@ pub fn into_container(
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let tree = rustix::mount::open_tree(CWD, &path, flags).map_err(|errno| match errno {
             Errno::NOENT => Error::NoNode(path.clone()),
-            errno => failed("copy the mount of", &path)(errno),
+            errno => failed("copy the mount of", &path)(errno).into(),
         })?;
         trees.push((node, tree));
     }
@@ -125,8 +110,8 @@ fn enter(pid: u32) -> Result<(), Error> {
         .map_err(|_| Error::NoProcess(pid))?;
     let open = |name: &str| -> Result<OwnedFd, Error> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        rustix::fs::openat(&process, name, flags, Mode::empty())
-            .map_err(failed("open", &folder.join(name)))
+        let opened = rustix::fs::openat(&process, name, flags, Mode::empty());
+        Ok(opened.map_err(failed("open", &folder.join(name)))?)
     };
     let user = open("ns/user")?;
     let mount = open("ns/mnt")?;
@@ -142,7 +127,8 @@ fn enter(pid: u32) -> Result<(), Error> {
             .map_err(failed("enter", &folder.join("ns/user")))?;
     }
     rustix::thread::move_into_link_name_space(mount.as_fd(), Some(LinkNameSpaceType::Mount))
-        .map_err(failed("enter", &folder.join("ns/mnt")))
+        .map_err(failed("enter", &folder.join("ns/mnt")))?;
+    Ok(())
 }
 
 /// Whatever this thread is in besides its own group, a file system of the container shall not know.
@@ -160,8 +146,8 @@ fn open_devices(root: &Path) -> Result<OwnedFd, Error> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let folder = rustix::fs::open(root, flags, Mode::empty()).map_err(failed("open", root))?;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    rustix::fs::openat2(&folder, "dev", flags, Mode::empty(), resolve)
-        .map_err(failed("open", &root.join("dev")))
+    let devices = rustix::fs::openat2(&folder, "dev", flags, Mode::empty(), resolve);
+    Ok(devices.map_err(failed("open", &root.join("dev")))?)
 }
 
 fn bind(tree: BorrowedFd<'_>, devices: BorrowedFd<'_>, node: &str, pid: u32) -> Result<(), Error> {
@@ -172,13 +158,13 @@ fn bind(tree: BorrowedFd<'_>, devices: BorrowedFd<'_>, node: &str, pid: u32) -> 
             let path = path.clone();
             return Error::Occupied { path, pid };
         }
-        failed("make, in the container,", &path)(errno)
+        failed("make, in the container,", &path)(errno).into()
     })?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     rustix::mount::move_mount(tree, "", &file, "", flags).map_err(|errno| {
         // An empty file that nobody can open would stand in the way of the next attempt.
         let _ = rustix::fs::unlinkat(devices, node, rustix::fs::AtFlags::empty());
-        failed("mount, in the container, on", &path)(errno)
+        failed("mount, in the container, on", &path)(errno).into()
     })
 }
 

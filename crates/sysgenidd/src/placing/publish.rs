@@ -7,6 +7,7 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use crate::config::InstanceName;
+use crate::failure::{Failure, failed};
 
 use super::NODES;
 
@@ -22,23 +23,8 @@ pub enum Error {
     #[error("{} exists and is not a link of sysgenidd; move it away, or run sysgenidd without --publish", .0.display())]
     Foreign(PathBuf),
     /// A system call failed.
-    #[error("cannot {doing} {}: {source}", path.display())]
-    System {
-        /// What was tried.
-        doing: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-}
-
-fn failed<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> Error {
-    move |error| Error::System {
-        doing,
-        path: path.to_owned(),
-        source: error.into(),
-    }
+    #[error(transparent)]
+    System(#[from] Failure),
 }
 
 /// Makes links in `devices` (`/dev`) to the host's nodes below `directory`: both, or none.
@@ -68,7 +54,7 @@ pub fn publish(directory: &Path, devices: &Path) -> Result<(), Error> {
                     let _ = std::fs::remove_file(made);
                 }
             }
-            return Err(failed("make the link", link)(error));
+            return Err(failed("make the link", link)(error).into());
         }
     }
     Ok(())
@@ -103,7 +89,7 @@ fn look(link: &Path, directory: &Path) -> Result<Option<PathBuf>, Error> {
     let file_type = match std::fs::symlink_metadata(link) {
         Ok(metadata) => metadata.file_type(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed("look at", link)(error)),
+        Err(error) => return Err(failed("look at", link)(error).into()),
     };
     if file_type.is_char_device() {
         return Err(Error::Device(link.to_owned()));
