@@ -297,6 +297,15 @@ pub(crate) fn kernel_notices(drivers: &[PathBuf]) -> bool {
     })
 }
 
+/// How a backend stands that tells of the kernel's own notice.
+pub(crate) fn presence_of_the_kernel(drivers: &[PathBuf]) -> Presence {
+    if kernel_notices(drivers) {
+        Presence::Notices
+    } else {
+        Presence::Follows
+    }
+}
+
 /// Whether `poll` on a file tells when there is something to read.
 ///
 /// A file whose driver cannot poll is always ready for everything, so also for writing, which no device

@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use rustix::io::Errno;
 
 use super::authority::{Doubt, Presence};
-use super::backend::kernel_notices;
+use super::backend::{kernel_notices, presence_of_the_kernel};
 use super::evidence::Evidence;
 use super::{Backend, Error, Kind, Seen, Settings, foreign};
 use crate::clock;
@@ -201,11 +201,7 @@ impl Backend for Kmsg {
     }
 
     fn presence(&self) -> Presence {
-        if kernel_notices(&self.drivers) {
-            Presence::Notices
-        } else {
-            Presence::Follows
-        }
+        presence_of_the_kernel(&self.drivers)
     }
 
     fn description(&self) -> String {

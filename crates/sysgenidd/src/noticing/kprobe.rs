@@ -28,7 +28,7 @@ use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use super::authority::{Doubt, Presence};
-use super::backend::kernel_notices;
+use super::backend::{kernel_notices, presence_of_the_kernel};
 use super::{Backend, Error, Kind, Seen, Settings};
 
 /// Where the tracing file system usually is.
@@ -171,11 +171,7 @@ impl Backend for Kprobe {
     }
 
     fn presence(&self) -> Presence {
-        if kernel_notices(&self.drivers) {
-            Presence::Notices
-        } else {
-            Presence::Follows
-        }
+        presence_of_the_kernel(&self.drivers)
     }
 
     fn description(&self) -> String {

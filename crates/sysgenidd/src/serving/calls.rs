@@ -51,12 +51,9 @@ impl Server {
                     opener: process::opener(request.tid),
                 };
                 let instance = Arc::clone(&self.instance);
-                let mut accounts = instance.accounts();
-                if !self.shows(&accounts) {
-                    drop(accounts);
-                    self.put_off(request);
+                let Some(mut accounts) = self.as_shown(&instance, request) else {
                     return;
-                }
+                };
                 let opened = accounts.open(&opening);
                 drop(accounts);
                 match opened {
@@ -96,12 +93,9 @@ impl Server {
         };
         let length = usize::try_from(size).unwrap_or(usize::MAX);
         let instance = Arc::clone(&self.instance);
-        let mut accounts = instance.accounts();
-        if !self.shows(&accounts) {
-            drop(accounts);
-            self.put_off(request);
+        let Some(mut accounts) = self.as_shown(&instance, request) else {
             return;
-        }
+        };
         let answer = accounts.read(handle, length, patience);
         drop(accounts);
         self.settle_read(request.unique, handle, answer);
@@ -135,12 +129,9 @@ impl Server {
 
     pub(super) fn poll(&mut self, request: &Request<'_>, handle: Handle, notify: Option<u64>) {
         let instance = Arc::clone(&self.instance);
-        let accounts = instance.accounts();
-        if !self.shows(&accounts) {
-            drop(accounts);
-            self.put_off(request);
+        let Some(accounts) = self.as_shown(&instance, request) else {
             return;
-        }
+        };
         let polled = accounts.poll(handle, notify);
         drop(accounts);
         let answer = wire::PollOut {
@@ -200,12 +191,9 @@ impl Server {
             deadline: None,
         };
         let instance = Arc::clone(&self.instance);
-        let accounts = instance.accounts();
-        if !self.shows(&accounts) {
-            drop(accounts);
-            self.put_off(request);
+        let Some(accounts) = self.as_shown(&instance, request) else {
             return;
-        }
+        };
         let answer = accounts.wait(handle, Patience::Sleep);
         if let Ok(sysgenid_core::Wait::Sleep) = answer {
             wait.deadline = accounts.deadline(&wait, timeout);

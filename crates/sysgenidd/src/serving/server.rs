@@ -8,7 +8,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
@@ -279,21 +279,27 @@ impl Server {
         Ok(Ended::AsTold)
     }
 
-    /// Whether everybody who maps the page sees the last change. Otherwise whoever was answered now could be
-    /// told of it before.
-    pub(super) fn shows(&self, accounts: &Accounts) -> bool {
-        !self.sharing.is_copied()
-            || (!self.sharing.is_under_way() && accounts.registry().epoch() == self.shown)
-    }
-
-    /// Puts a request off because of a change that not everybody sees yet.
-    pub(super) fn put_off(&mut self, request: &Request<'_>) {
+    /// The accounts of the instance, if everybody who maps the page sees the last change. Otherwise whoever was
+    /// answered now could be told of it before: the request is put off.
+    pub(super) fn as_shown<'a>(
+        &mut self,
+        instance: &'a Instance,
+        request: &Request<'_>,
+    ) -> Option<MutexGuard<'a, Accounts>> {
+        let accounts = instance.accounts();
+        let shows = !self.sharing.is_copied()
+            || (!self.sharing.is_under_way() && accounts.registry().epoch() == self.shown);
+        if shows {
+            return Some(accounts);
+        }
+        drop(accounts);
         self.begin_waking();
         if self.is_held_up() {
             self.defer(request);
         } else {
             self.handle(request);
         }
+        None
     }
 
     /// Whether a request is put off until the copies of the page are renewed.
