@@ -8,7 +8,7 @@
 mod common;
 
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use common::daemon::{Daemon, Setup, Supervision};
@@ -19,8 +19,6 @@ use serde_json::Value;
 use sysgenidd::config::Attributes;
 use sysgenidd::control::{self, Request, Response, client};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_sysgenidd");
-
 fn start(supervision: Supervision<'_>) -> Daemon {
     Daemon::start(&Setup {
         supervision,
@@ -30,26 +28,9 @@ fn start(supervision: Supervision<'_>) -> Daemon {
     })
 }
 
-fn ask(daemon: &Daemon, arguments: &[&str]) -> Output {
-    Command::new(PROGRAM)
-        .args(arguments)
-        .arg("--directory")
-        .arg(daemon.directory())
-        .output()
-        .unwrap()
-}
-
 /// What it prints if it succeeds.
 fn told(daemon: &Daemon, arguments: &[&str]) -> Value {
-    let output = ask(daemon, arguments);
-    assert!(output.status.success(), "{output:?}");
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-fn refused(daemon: &Daemon, arguments: &[&str]) -> String {
-    let output = ask(daemon, arguments);
-    assert!(!output.status.success(), "{output:?}");
-    String::from_utf8(output.stderr).unwrap()
+    serde_json::from_str(&daemon.must(arguments)).unwrap()
 }
 
 fn names(daemon: &Daemon) -> Vec<String> {
@@ -98,11 +79,11 @@ fn an_instance_ends_with_its_process_also_under_a_successor() {
     let mut children = [container(), container(), container()];
     let pids = children.each_ref().map(|child| child.id().to_string());
     for (name, pid) in [("first", 0), ("second", 1), ("third", 2)] {
-        let added = ask(&daemon, &["instance", "add", name, "--pid", &pids[pid]]);
+        let added = daemon.ask(&["instance", "add", name, "--pid", &pids[pid]]);
         assert!(added.status.success(), "{added:?}");
     }
     let arguments = ["instance", "add", "fourth", "--pid", &pids[0], "--outlive"];
-    assert!(ask(&daemon, &arguments).status.success());
+    assert!(daemon.ask(&arguments).status.success());
     let list = told(&daemon, &["instance", "list", "--json"]);
     let tied: Vec<_> = list
         .as_array()
@@ -137,7 +118,7 @@ fn a_process_that_has_ended_gets_no_instance() {
     let mut child = container();
     let pid = child.id().to_string();
     process::kill(&mut child, "the process");
-    let said = refused(&daemon, &["instance", "add", "web", "--pid", &pid]);
+    let said = daemon.must_refuse(&["instance", "add", "web", "--pid", &pid]);
     assert!(said.contains(&pid), "{said}");
     assert!(!names(&daemon).contains(&"web".to_owned()));
     daemon.stop();
@@ -150,16 +131,13 @@ fn a_token_removes_what_it_was_given_for_and_nothing_else() {
     let add = ["instance", "add", "web", "--json"];
     let old = told(&daemon, &add)["token"].as_str().unwrap().to_owned();
     // Somebody else's of the same name.
-    let removed = ask(&daemon, &["instance", "remove", "web"]);
+    let removed = daemon.ask(&["instance", "remove", "web"]);
     assert!(removed.status.success(), "{removed:?}");
     let new = told(&daemon, &add)["token"].as_str().unwrap().to_owned();
-    let said = refused(&daemon, &["instance", "remove", "web", "--token", &old]);
+    let said = daemon.must_refuse(&["instance", "remove", "web", "--token", &old]);
     assert!(said.contains("leave it alone"), "{said}");
 
-    let said = refused(
-        &daemon,
-        &["instance", "remove", "follower", "--token", &new],
-    );
+    let said = daemon.must_refuse(&["instance", "remove", "follower", "--token", &new]);
     assert!(
         said.contains("change the configuration and reload"),
         "{said}"
@@ -170,7 +148,7 @@ fn a_token_removes_what_it_was_given_for_and_nothing_else() {
     let running = process::child_of(daemon.id()).unwrap();
     rustix::process::kill_process(running, Signal::KILL).unwrap();
     daemon.log().wait(" ready ", 2);
-    let removed = ask(&daemon, &["instance", "remove", "web", "--token", &new]);
+    let removed = daemon.ask(&["instance", "remove", "web", "--token", &new]);
     assert!(removed.status.success(), "{removed:?}");
     assert!(!names(&daemon).contains(&"web".to_owned()));
     daemon.stop();

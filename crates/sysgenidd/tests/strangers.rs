@@ -11,10 +11,10 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use common::crowd::{self, Pollers, Times, as_user};
 use common::daemon::{Daemon, Setup, Supervision};
+use common::process::Part;
 use common::program::{NOBODY, Program};
 use common::watcher::{Page, Watcher};
 use common::{eventually, process};
@@ -104,7 +105,7 @@ fn lag([first, second]: &[Page; 2], trigger: &Watcher) -> Duration {
 fn a_tenant_that_triggers_all_the_time_delays_no_open_and_moves_nobody_else() {
     let daemon = start(MANY);
     let mut tenant = Tenant::start(&daemon);
-    let pid = tenant.child.id().to_string();
+    let pid = tenant.0.id().to_string();
     daemon.must(&["instance", "add", "tenant", "--pid", &pid]);
     tenant.go(&daemon.node("tenant"));
     let node = daemon.node("host");
@@ -134,53 +135,35 @@ fn a_tenant_that_triggers_all_the_time_delays_no_open_and_moves_nobody_else() {
 }
 
 /// A process in a user namespace of its own, in which it is root. It ends with the test.
-struct Tenant {
-    child: Child,
-    lines: BufReader<std::process::ChildStdout>,
-}
+struct Tenant(Part);
 
 const TENANT: &str = "SYSGENIDD_TEST_TENANT";
 
 impl Tenant {
     fn start(daemon: &Daemon) -> Self {
         crowd::allow_many_files();
-        let mut child = Command::new("unshare")
+        let mut command = Command::new("unshare");
+        command
             .args(["--user", "--map-root-user"])
             .arg(crowd::program_for_others(daemon.folder()))
-            .args(["--exact", "part_tenant", "--ignored", "--nocapture", "-q"])
+            .args(Part::arguments("part_tenant"))
             .env(TENANT, "")
             .uid(NOBODY)
-            .gid(NOBODY)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap());
-        let mut tenant = Self { child, lines };
+            .gid(NOBODY);
+        let mut tenant = Self(Part::start(&mut command));
         tenant.wait_for("in its namespace");
         tenant
     }
 
     /// Has it trigger all the time.
     fn go(&mut self, node: &Path) {
-        writeln!(self.child.stdin.as_mut().unwrap(), "{}", node.display()).unwrap();
+        self.0.tell(&node.display().to_string()).unwrap();
         self.wait_for("triggering");
     }
 
     fn wait_for(&mut self, what: &str) {
-        let mut line = String::new();
-        while !line.contains(what) {
-            line.clear();
-            let read = self.lines.read_line(&mut line).unwrap();
-            assert_ne!(read, 0, "the tenant ended before it was {what}");
-        }
-    }
-}
-
-impl Drop for Tenant {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let heard = self.0.hear(|line| line.contains(what));
+        assert!(heard.is_some(), "the tenant ended before it was {what}");
     }
 }
 
@@ -503,21 +486,7 @@ fn start(sections: &str) -> Daemon {
     Daemon::start_with(&setup(Supervision::None), sections, &[])
 }
 
-/// A process in a user namespace of its own. It ends with the test.
+/// A process in a user namespace of its own, and its number.
 fn container() -> (Child, String) {
-    let mut container = Command::new("unshare")
-        .args(["--user", "--map-root-user", "sh", "-c", "echo; exec cat"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // It is in its namespace once it speaks.
-    container
-        .stdout
-        .as_mut()
-        .unwrap()
-        .read_exact(&mut [0])
-        .unwrap();
-    let pid = container.id().to_string();
-    (container, pid)
+    process::unshared(&["--user", "--map-root-user"])
 }

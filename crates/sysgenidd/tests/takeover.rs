@@ -9,7 +9,7 @@ mod common;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use common::daemon::{Daemon, Setup, Supervision, replace_devices};
 use common::process;
@@ -28,15 +28,6 @@ fn start(supervision: Supervision<'_>, published: bool) -> Daemon {
     })
 }
 
-fn ask(daemon: &Daemon, arguments: &[&str]) -> Output {
-    Command::new(PROGRAM)
-        .args(arguments)
-        .arg("--directory")
-        .arg(daemon.directory())
-        .output()
-        .unwrap()
-}
-
 fn kill_and_wait_for_the_next(daemon: &Daemon, nth: usize) {
     let child = process::child_of(daemon.id()).unwrap();
     rustix::process::kill_process(child, Signal::KILL).unwrap();
@@ -51,17 +42,9 @@ fn generation(node: &Path) -> u32 {
 #[ignore = "needs root and /dev/fuse; cargo xtask test runs it"]
 fn an_instance_outlives_the_process_that_its_namespace_was_named_by() {
     let daemon = start(Supervision::Supervised { limit: 5 }, false);
-    let mut container = Command::new("unshare")
-        .args(["--user", "--map-root-user", "sh", "-c", "echo; exec cat"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // It is in its namespace once it speaks.
-    std::io::Read::read_exact(container.stdout.as_mut().unwrap(), &mut [0]).unwrap();
-    let pid = container.id().to_string();
+    let (mut container, pid) = process::unshared(&["--user", "--map-root-user"]);
     let arguments = ["instance", "add", "web", "--pid", &pid, "--outlive"];
-    let added = ask(&daemon, &arguments);
+    let added = daemon.ask(&arguments);
     assert!(added.status.success(), "{added:?}");
     let node = daemon.directory().join("web/sysgenid");
     let watcher = Watcher::open(&node).unwrap();
@@ -145,10 +128,7 @@ fn the_daemon_never_opens_what_it_would_have_to_answer_itself() {
     std::os::unix::fs::symlink(daemon.directory(), &link).unwrap();
     for path in [daemon.file("status"), link.join("host/status")] {
         let path = path.to_str().unwrap();
-        let added = ask(
-            &daemon,
-            &["instance", "add", "web", "--user-namespace", path],
-        );
+        let added = daemon.ask(&["instance", "add", "web", "--user-namespace", path]);
         assert!(!added.status.success(), "{added:?}");
     }
     let parent = link.join("host/sysgenid");
@@ -248,7 +228,7 @@ fn a_second_supervisor_leaves_the_nodes_of_the_first_alone() {
     assert!(!second.status.success(), "{second:?}");
     watcher.trigger(0).unwrap();
     assert_eq!(generation(Path::new("/dev/sysgenid")), 1);
-    assert!(ask(&daemon, &["instance", "list"]).status.success());
+    assert!(daemon.ask(&["instance", "list"]).status.success());
     daemon.stop();
 }
 
@@ -279,7 +259,7 @@ fn a_configuration_that_cannot_be_published_changes_nothing() {
         "publish = true\n[backends]\nuse = []\n[instances.late]\n",
     )
     .unwrap();
-    let reloaded = ask(&daemon, &["reload"]);
+    let reloaded = daemon.ask(&["reload"]);
     assert!(!reloaded.status.success(), "{reloaded:?}");
     assert!(!daemon.directory().join("late").exists());
     assert!(daemon.directory().join("follower").exists());
@@ -291,15 +271,8 @@ fn a_configuration_that_cannot_be_published_changes_nothing() {
 fn an_instance_is_not_published_where_the_machines_own_devices_are() {
     let daemon = start(Supervision::None, true);
     // It shares the devices, and has mounts of its own all the same.
-    let mut sharer = Command::new("unshare")
-        .args(["--mount", "sh", "-c", "echo; exec cat"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    std::io::Read::read_exact(sharer.stdout.as_mut().unwrap(), &mut [0]).unwrap();
-    let pid = sharer.id().to_string();
-    let asked = ask(&daemon, &["instance", "publish", "host", "--into", &pid]);
+    let (mut sharer, pid) = process::unshared(&["--mount"]);
+    let asked = daemon.ask(&["instance", "publish", "host", "--into", &pid]);
     let said = String::from_utf8_lossy(&asked.stderr).into_owned();
     assert!(said.contains("this machine's own /dev"), "{said}");
     assert!(std::fs::read_link("/dev/sysgenid").is_ok());

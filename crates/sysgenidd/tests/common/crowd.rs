@@ -3,10 +3,9 @@
 //! Many who use a node at once, as other users, and how long something takes meanwhile.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fs::OFlags;
 use rustix::process::{Gid, Resource, Rlimit, Signal, Uid, getrlimit, setrlimit};
 
+use super::process::Part;
 use super::watcher::Watcher;
 
 /// The name of the test that is [`run`], and where it finds what to poll, and how often.
@@ -68,13 +68,7 @@ fn become_user(user: u32) {
 /// So many descriptions of a node, each in an epoll that hears of every change. They never acknowledge, and are those of
 /// as many processes as it takes, which end with this.
 #[derive(Debug)]
-pub(crate) struct Pollers(Vec<Poller>);
-
-#[derive(Debug)]
-struct Poller {
-    child: Child,
-    lines: BufReader<ChildStdout>,
-}
+pub(crate) struct Pollers(Vec<Part>);
 
 impl Pollers {
     /// Opens them, as a user if one is named, and waits until all poll.
@@ -84,7 +78,7 @@ impl Pollers {
         let mut processes = Vec::new();
         while left > 0 {
             let some = left.min(each);
-            processes.push(Poller::start(node, user, some));
+            processes.push(start(node, user, some));
             left -= some;
         }
         let mut pollers = Self(processes);
@@ -94,44 +88,25 @@ impl Pollers {
 
     /// Waits until each has heard of so many changes.
     pub(crate) fn wait(&mut self, changes: usize) {
-        for poller in &mut self.0 {
-            poller.wait(changes);
-        }
-    }
-}
-
-impl Poller {
-    fn start(node: &Path, user: Option<u32>, count: usize) -> Self {
-        let mut command = Command::new("/proc/self/exe");
-        command
-            .args(["--exact", PART, "--ignored", "--nocapture", "-q"])
-            .env(NODE, node)
-            .env(COUNT, count.to_string())
-            .stdout(Stdio::piped());
-        if let Some(user) = user {
-            command.uid(user).gid(user);
-        }
-        let mut child = command.spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap());
-        Self { child, lines }
-    }
-
-    fn wait(&mut self, changes: usize) {
         let wanted = format!("{MARK}{changes}\n");
-        let mut line = String::new();
-        while !line.ends_with(&wanted) {
-            line.clear();
-            let read = self.lines.read_line(&mut line).unwrap();
-            assert_ne!(read, 0, "those who poll ended before they {wanted}");
+        for part in &mut self.0 {
+            let heard = part.hear(|line| line.ends_with(&wanted));
+            assert!(heard.is_some(), "those who poll ended before they {wanted}");
         }
     }
 }
 
-impl Drop for Poller {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+/// Starts a process of them.
+fn start(node: &Path, user: Option<u32>, count: usize) -> Part {
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .args(Part::arguments(PART))
+        .env(NODE, node)
+        .env(COUNT, count.to_string());
+    if let Some(user) = user {
+        command.uid(user).gid(user);
     }
+    Part::start(&mut command)
 }
 
 /// Is a process of [`Pollers`]. It does nothing unless a test starts it.

@@ -2,8 +2,9 @@
 
 //! Processes that a test starts, and what it knows of them.
 
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ExitStatus};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -33,6 +34,81 @@ pub(crate) fn kill(child: &mut Child, what: &str) -> Duration {
         "{what} ended before it was killed"
     );
     start.elapsed()
+}
+
+/// A process in namespaces of its own, which options of unshare(1) name, and its number. It lives until its input ends.
+pub(crate) fn unshared(namespaces: &[&str]) -> (Child, String) {
+    let mut child = Command::new("unshare")
+        .args(namespaces)
+        .args(["sh", "-c", "echo; exec cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It is in its namespaces once it speaks.
+    let said = child.stdout.as_mut().unwrap();
+    said.read_exact(&mut [0]).unwrap();
+    let pid = child.id().to_string();
+    (child, pid)
+}
+
+/// A part of a test that is a process of its own: what is told to it and what it says is a line each. It ends with this.
+#[derive(Debug)]
+pub(crate) struct Part {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Part {
+    /// What makes a command run one of the ignored tests of this very program.
+    pub(crate) fn arguments(name: &str) -> [&str; 5] {
+        ["--exact", name, "--ignored", "--nocapture", "-q"]
+    }
+
+    /// Starts the command.
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        Self { child, lines }
+    }
+
+    /// Says a line to it.
+    pub(crate) fn tell(&mut self, line: &str) -> std::io::Result<()> {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{line}")
+    }
+
+    /// The next line of it that is meant; others are the harness's. `None`: it has ended.
+    pub(crate) fn hear(&mut self, is_meant: impl Fn(&str) -> bool) -> Option<String> {
+        let mut line = String::new();
+        while self.lines.read_line(&mut line).unwrap() > 0 {
+            if is_meant(&line) {
+                return Some(line);
+            }
+            line.clear();
+        }
+        None
+    }
+
+    /// The number of its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it has ended.
+    pub(crate) fn status(&mut self, what: &str) -> ExitStatus {
+        wait(&mut self.child, what)
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// Sends a signal to a child that has not been waited for.

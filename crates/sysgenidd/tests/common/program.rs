@@ -3,16 +3,15 @@
 //! A program that only looks at the page, as crypto libraries do: opens, maps four bytes, closes, and loads once a
 //! use. It is a process of its own and an ordinary user's, so that a page which is gone kills nothing but this.
 
-use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 
 use sysgenid_core::PageWord;
 
-use super::process;
+use super::process::Part;
 use super::watcher::Page;
 
 /// The name of the test that is [`run`], and where it finds the node.
@@ -27,25 +26,18 @@ pub(crate) const NOBODY: u32 = 65_534;
 
 /// Such a program, which looks all the time. It ends with the test.
 #[derive(Debug)]
-pub(crate) struct Program {
-    child: Child,
-    lines: BufReader<ChildStdout>,
-}
+pub(crate) struct Program(Part);
 
 impl Program {
     /// Starts it, and waits until it has the page.
     pub(crate) fn start(node: &Path) -> Self {
-        let mut child = Command::new("/proc/self/exe")
-            .args(["--exact", PART, "--ignored", "--nocapture", "-q"])
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .args(Part::arguments(PART))
             .env(NODE, node)
             .uid(NOBODY)
-            .gid(NOBODY)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap());
-        let mut program = Self { child, lines };
+            .gid(NOBODY);
+        let mut program = Self(Part::start(&mut command));
         program.words();
         program
     }
@@ -66,27 +58,17 @@ impl Program {
     }
 
     fn ask(&mut self) -> (u32, Vec<PageWord>) {
-        let asked = writeln!(self.child.stdin.as_mut().unwrap());
-        let mut line = String::new();
-        while !line.contains(MARK) {
-            line.clear();
-            if asked.is_err() || self.lines.read_line(&mut line).unwrap() == 0 {
-                let status = process::wait(&mut self.child, "a program");
-                panic!("a program that looks at its page ended with {status}");
-            }
-        }
+        let asked = self.0.tell("");
+        let heard = self.0.hear(|line| line.contains(MARK));
+        let Some(line) = heard.filter(|_| asked.is_ok()) else {
+            let status = self.0.status("a program");
+            panic!("a program that looks at its page ended with {status}");
+        };
         let (_, seen) = line.split_once(MARK).unwrap();
         let mut numbers = seen.split_ascii_whitespace();
         let generation = numbers.next().unwrap().parse().unwrap();
         let words = numbers.map(|word| PageWord::from_word(word.parse().unwrap()));
         (generation, words.collect())
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
