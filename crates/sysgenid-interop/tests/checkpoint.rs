@@ -39,10 +39,7 @@ fn a_restored_program_that_only_maps_rebuilds_at_the_trigger() {
     Stage::play(|stage| {
         let theatre = Theatre::open(stage)?;
         let criu = Criu::find()?;
-        let mut program = theatre.start(stage, &criu, "mapping")?;
-        let before: State = program.conversation.ask(Request::Now)?;
-        assert_eq!(before.generation, SNAPSHOT);
-        program.dump()?;
+        let (mut program, before) = theatre.snapshot(stage, &criu, "mapping")?;
 
         program.restore()?;
         let restored: State = program.conversation.ask(Request::Now)?;
@@ -68,10 +65,7 @@ fn a_restored_program_rebuilds_where_its_instance_was_made_for_the_restore() {
     Stage::play(|stage| {
         let theatre = Theatre::open(stage)?;
         let criu = Criu::find()?;
-        let mut program = theatre.start(stage, &criu, "mapping")?;
-        let before: State = program.conversation.ask(Request::Now)?;
-        assert_eq!(before.generation, SNAPSHOT);
-        program.dump()?;
+        let (mut program, before) = theatre.snapshot(stage, &criu, "mapping")?;
 
         // As on another machine, which knows of the snapshot no more than its generation, and that is larger there.
         let known = SNAPSHOT + 100;
@@ -124,10 +118,7 @@ fn check_that_a_woken_program_rebuilds(means: &'static str) {
     Stage::play(move |stage| {
         let theatre = Theatre::open(stage)?;
         let criu = Criu::find()?;
-        let mut program = theatre.start(stage, &criu, means)?;
-        let before: State = program.conversation.ask(Request::Now)?;
-        assert_eq!(before.generation, SNAPSHOT);
-        program.dump()?;
+        let (mut program, before) = theatre.snapshot(stage, &criu, means)?;
 
         let mut clones = Vec::new();
         for clone in 1..=2 {
@@ -179,6 +170,20 @@ impl Theatre {
                 means,
             ],
         )
+    }
+
+    /// Starts it, and dumps it at the generation of the snapshot. Returns its state at that moment, too.
+    fn snapshot<'a>(
+        &self,
+        stage: &Stage,
+        criu: &'a Criu,
+        means: &str,
+    ) -> Result<(Program<'a>, State)> {
+        let mut program = self.start(stage, criu, means)?;
+        let before: State = program.conversation.ask(Request::Now)?;
+        assert_eq!(before.generation, SNAPSHOT);
+        program.dump()?;
+        Ok((program, before))
     }
 
     /// Removes the instance, and makes one for what was snapshotted at this generation.

@@ -25,20 +25,14 @@ const DIRECTORY: &str = "/run/sysgenid";
 #[test]
 #[ignore = "needs root and systemd"]
 fn no_program_notices_that_systemd_restarts_the_daemon() {
-    Stage::play(|stage| {
-        let machine = start_service(stage)?;
-        let mut load = Load::start(&machine)?;
-        for restart in 1..=20 {
-            let before = load.check()?;
-            let old = machine.main_process(UNIT)?;
-            machine.systemctl(&["restart", UNIT])?;
-            assert_ne!(machine.main_process(UNIT)?, old, "nothing was restarted");
-            // It was not killed because it took too long: nobody would notice that either.
-            let said = systemd::said();
-            let handovers = said.matches("handing over to the next process").count();
-            assert_eq!(handovers, restart, "{said}");
-            load.check_after_start(&machine, &before)?;
-        }
+    nobody_notices(|machine, restart| {
+        let old = machine.main_process(UNIT)?;
+        machine.systemctl(&["restart", UNIT])?;
+        assert_ne!(machine.main_process(UNIT)?, old, "nothing was restarted");
+        // It was not killed because it took too long: nobody would notice that either.
+        let said = systemd::said();
+        let handovers = said.matches("handing over to the next process").count();
+        assert_eq!(handovers, restart, "{said}");
         Ok(())
     });
 }
@@ -46,15 +40,9 @@ fn no_program_notices_that_systemd_restarts_the_daemon() {
 #[test]
 #[ignore = "needs root and systemd"]
 fn no_program_notices_that_the_daemon_crashes() {
-    Stage::play(|stage| {
-        let machine = start_service(stage)?;
-        let mut load = Load::start(&machine)?;
-        for _ in 0..20 {
-            let before = load.check()?;
-            machine.crash(UNIT)?;
-            assert_eq!(machine.state(UNIT)?, "active");
-            load.check_after_start(&machine, &before)?;
-        }
+    nobody_notices(|machine, _| {
+        machine.crash(UNIT)?;
+        assert_eq!(machine.state(UNIT)?, "active");
         Ok(())
     });
 }
@@ -62,17 +50,11 @@ fn no_program_notices_that_the_daemon_crashes() {
 #[test]
 #[ignore = "needs root and systemd"]
 fn no_program_notices_that_somebody_terminates_the_daemon() {
-    Stage::play(|stage| {
-        let machine = start_service(stage)?;
-        let mut load = Load::start(&machine)?;
-        for _ in 0..20 {
-            let before = load.check()?;
-            machine.signal(UNIT, "TERM")?;
-            assert_eq!(machine.state(UNIT)?, "active");
-            let result: String = machine.property(UNIT, "Result")?;
-            assert_eq!(result, "success", "a hand-over is no failure");
-            load.check_after_start(&machine, &before)?;
-        }
+    nobody_notices(|machine, _| {
+        machine.signal(UNIT, "TERM")?;
+        assert_eq!(machine.state(UNIT)?, "active");
+        let result: String = machine.property(UNIT, "Result")?;
+        assert_eq!(result, "success", "a hand-over is no failure");
         Ok(())
     });
 }
@@ -299,6 +281,20 @@ fn start_sleeper(machine: &Machine, call: &str) -> Result<(Conversation, Running
 struct Load {
     program: Conversation,
     _running: Running,
+}
+
+/// Has the daemon started anew twenty times by `act`, which is told how often it was called, under load.
+fn nobody_notices(act: impl Fn(&Machine, usize) -> Result<()> + Send + 'static) {
+    Stage::play(move |stage| {
+        let machine = start_service(stage)?;
+        let mut load = Load::start(&machine)?;
+        for time in 1..=20 {
+            let before = load.check()?;
+            act(&machine, time)?;
+            load.check_after_start(&machine, &before)?;
+        }
+        Ok(())
+    });
 }
 
 impl Load {

@@ -133,45 +133,59 @@ fn verdict(results: &[Measurement]) -> String {
     )
 }
 
+/// Units of time: their signs, and how many nanoseconds they are.
+const MICROSECONDS: (&str, u64) = ("µs", 1000);
+const MILLISECONDS: (&str, u64) = ("ms", 1_000_000);
+
+/// What was to be, whether it is so, and what was measured.
+fn goal(
+    what: &str,
+    kept: bool,
+    measured: &Measurement,
+    (unit, nanoseconds): (&str, u64),
+) -> String {
+    format!(
+        "{what}: {} (median {} {unit}, p99 {} {unit})",
+        yes(kept),
+        measured.median_ns / nanoseconds,
+        measured.p99_ns / nanoseconds
+    )
+}
+
 /// What became of the daemon's goals.
 fn goals(measurements: &[Measurement], footprint: &Footprint) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(wake_up) = find(measurements, WAKE_UP, DAEMON) {
-        lines.push(format!(
-            "a sleeping reader returns within {} µs: {} (median {} µs, p99 {} µs)",
-            WAKE_UP_GOAL_NS / 1000,
-            yes(wake_up.median_ns <= WAKE_UP_GOAL_NS),
-            wake_up.median_ns / 1000,
-            wake_up.p99_ns / 1000
-        ));
+        let what = format!(
+            "a sleeping reader returns within {} µs",
+            WAKE_UP_GOAL_NS / 1000
+        );
+        let kept = wake_up.median_ns <= WAKE_UP_GOAL_NS;
+        lines.push(goal(&what, kept, wake_up, MICROSECONDS));
     }
     if let Some(done) = find(measurements, EVENT_LOOP, DAEMON) {
-        lines.push(format!(
-            "1000 watchers in epoll have acknowledged within {} ms: {} (median {} ms, p99 {} ms)",
-            EVENT_LOOP_GOAL_NS / 1_000_000,
-            yes(done.median_ns <= EVENT_LOOP_GOAL_NS),
-            done.median_ns / 1_000_000,
-            done.p99_ns / 1_000_000
-        ));
+        let what = format!(
+            "1000 watchers in epoll have acknowledged within {} ms",
+            EVENT_LOOP_GOAL_NS / 1_000_000
+        );
+        let kept = done.median_ns <= EVENT_LOOP_GOAL_NS;
+        lines.push(goal(&what, kept, done, MILLISECONDS));
     }
     if let Some(behind) = find(measurements, PAGE_BEHIND_HOST, DAEMON) {
-        lines.push(format!(
-            "with 100 000 pollers of strangers, a container's page is at most {} ms behind the host's: {} (median {} µs, \
-             p99 {} µs)",
-            PAGE_BEHIND_HOST_GOAL_NS / 1_000_000,
-            yes(behind.p99_ns <= PAGE_BEHIND_HOST_GOAL_NS),
-            behind.median_ns / 1000,
-            behind.p99_ns / 1000
-        ));
+        let what = format!(
+            "with 100 000 pollers of strangers, a container's page is at most {} ms behind the host's",
+            PAGE_BEHIND_HOST_GOAL_NS / 1_000_000
+        );
+        let kept = behind.p99_ns <= PAGE_BEHIND_HOST_GOAL_NS;
+        lines.push(goal(&what, kept, behind, MICROSECONDS));
     }
     if let Some(open) = find(measurements, OPEN_BESIDE_TENANT, DAEMON) {
-        lines.push(format!(
-            "while a tenant triggers, an open of the host's node takes at most {} ms (p99): {} (median {} µs, p99 {} µs)",
-            OPEN_BESIDE_TENANT_GOAL_NS / 1_000_000,
-            yes(open.p99_ns <= OPEN_BESIDE_TENANT_GOAL_NS),
-            open.median_ns / 1000,
-            open.p99_ns / 1000
-        ));
+        let what = format!(
+            "while a tenant triggers, an open of the host's node takes at most {} ms (p99)",
+            OPEN_BESIDE_TENANT_GOAL_NS / 1_000_000
+        );
+        let kept = open.p99_ns <= OPEN_BESIDE_TENANT_GOAL_NS;
+        lines.push(goal(&what, kept, open, MICROSECONDS));
     }
     let probe = (
         median(measurements, PROBE, DAEMON),

@@ -12,7 +12,7 @@ use super::{Case, case};
 use crate::abi::WAITS;
 use crate::call::{look_again_soon, wait_until_process_blocks};
 use crate::cgroup::Cgroup;
-use crate::node::Node;
+use crate::node::{Node, Watcher};
 use crate::outcome::{Outcome, fail, fails, gives, holds, same, skip};
 use crate::process::{Event, PATIENCE, Process};
 use crate::sys;
@@ -268,6 +268,15 @@ fn a_handler_runs_after_a_stop(node: &Node) -> Outcome {
     Ok(())
 }
 
+/// A wait that comes after another one.
+fn takes_all_of_its_time(name: &str, waiter: &Watcher, request: u32, timeout: u64) -> Outcome {
+    let started = Instant::now();
+    fails(name, waiter.ioctl(request, timeout), Errno::TIME)?;
+    let took = started.elapsed();
+    let what = format!("the second one takes all of its {timeout} ms: {took:?}");
+    holds(&what, took >= Duration::from_millis(timeout))
+}
+
 fn a_wait_after_another_call(node: &Node) -> Outcome {
     const TIMEOUT: u64 = 700;
     let control = node.control()?;
@@ -280,11 +289,7 @@ fn a_wait_after_another_call(node: &Node) -> Outcome {
             fails(name, waiter.ioctl(request, TIMEOUT), Errno::INTR)?;
             // As whoever waits for others makes sure that it is current itself.
             fails("a read", waiter.generation(), Errno::AGAIN)?;
-            let started = Instant::now();
-            fails(name, waiter.ioctl(request, TIMEOUT), Errno::TIME)?;
-            let took = started.elapsed();
-            let what = format!("the second one takes all of its {TIMEOUT} ms: {took:?}");
-            holds(&what, took >= Duration::from_millis(TIMEOUT))
+            takes_all_of_its_time(name, &waiter, request, TIMEOUT)
         })?;
         wait_until_process_blocks(process.pid(), name)?;
         let disturbed = Disturbance::Stop.of(&process)?;
@@ -311,11 +316,7 @@ fn a_wait_after_a_settled_one(node: &Node) -> Outcome {
             gives(name, waiter.ioctl(request, TIMEOUT), 0)?;
             settled.set()?;
             again.wait("the next change")?;
-            let started = Instant::now();
-            fails(name, waiter.ioctl(request, TIMEOUT), Errno::TIME)?;
-            let took = started.elapsed();
-            let what = format!("the second one takes all of its {TIMEOUT} ms: {took:?}");
-            holds(&what, took >= Duration::from_millis(TIMEOUT))
+            takes_all_of_its_time(name, &waiter, request, TIMEOUT)
         })?;
         wait_until_process_blocks(process.pid(), name)?;
         let disturbed = Disturbance::Stop.of(&process)?;
@@ -347,11 +348,7 @@ fn a_wait_after_an_interrupted_one(node: &Node) -> Outcome {
         let process = Process::spawn(|| {
             fails(name, waiter.ioctl(request, TIMEOUT), Errno::INTR)?;
             interrupted.set()?;
-            let started = Instant::now();
-            fails(name, waiter.ioctl(request, TIMEOUT), Errno::TIME)?;
-            let took = started.elapsed();
-            let what = format!("the second one takes all of its {TIMEOUT} ms: {took:?}");
-            holds(&what, took >= Duration::from_millis(TIMEOUT))
+            takes_all_of_its_time(name, &waiter, request, TIMEOUT)
         })?;
         wait_until_process_blocks(process.pid(), name)?;
         // A deadline that is not forgotten is then nearer than the new one.
