@@ -18,6 +18,7 @@ use rustix::net::SocketFlags;
 use rustix::net::SocketType;
 use rustix::net::netlink;
 use rustix::net::netlink::SocketAddrNetlink;
+use rustix::thread::CpuSet;
 use sysgenid::Probe;
 use sysgenid_core::abi;
 use sysgenid_guest::event::Sighting;
@@ -117,11 +118,17 @@ pub(crate) fn draw_on_change(path: &str) -> Result<()> {
     Ok(())
 }
 
+/// The processor for [`look`]; the other one is for interrupts.
+const LOOKING: usize = 1;
+
 /// Looks by a probe until the machine was restored, as a program does before each use of a secret, and draws a new secret.
 /// Prints `ready` and the vmclock device that the probe has, then a [`Sighting`].
 pub(crate) fn look() -> Result<()> {
     // It must be what goes on when the machine does, and not wait its turn until the notice is there.
     rustix::process::setpriority_process(None, -20)?;
+    let mut processor = CpuSet::new();
+    processor.set(LOOKING);
+    rustix::thread::sched_setaffinity(None, &processor)?;
     let probe = Probe::open()?;
     let before = probe.stamp();
     match probe.vmclock() {

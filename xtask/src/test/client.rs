@@ -3,6 +3,7 @@
 //! What applications and operators hold in their hands: the library, the command line, the examples. The same tests
 //! run on the daemon of this machine and on the module in a guest.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -122,7 +123,10 @@ fn on_the_module(context: &Context<'_>) -> Result<()> {
 /// What a program that looks reports to.
 const SIGHTING: &str = "/run/sighting";
 
-/// Two clones of a machine whose hypervisor counts restores in its vmclock page, and gives notice of them too.
+/// How many clones there are at most until two of them saw a restore by the page first.
+const CLONES: u32 = 8;
+
+/// Clones of a machine whose hypervisor counts restores in its vmclock page, and gives notice of them too.
 fn by_vmclock(context: &Context<'_>) -> Result<()> {
     let machine = Machine {
         vmclock: Some(Vmclock::Silent),
@@ -131,6 +135,11 @@ fn by_vmclock(context: &Context<'_>) -> Result<()> {
     let mut guest = Guest::boot_machine(context, machine)?;
     guest.run(Backend::Vmfork.load(), PATIENCE)?;
     guest.run("modprobe ptp_vmclock && ls /dev/vmclock0", PATIENCE)?;
+    // Whoever looks has the other processor. Some interrupts cannot be moved, and are not that of the notice.
+    guest.run(
+        "for each in /proc/irq/*/smp_affinity_list; do echo 0 > $each || true; done 2> /dev/null",
+        PATIENCE,
+    )?;
     // A page without a counter, which is what QEMU has, is not looked at.
     look(&mut guest, "without a vmclock")?;
     guest.run("kill $(cat /run/looker)", PATIENCE)?;
@@ -138,8 +147,9 @@ fn by_vmclock(context: &Context<'_>) -> Result<()> {
     look(&mut guest, "with /dev/vmclock0")?;
 
     let mut snapshot = guest.snapshot()?;
-    let mut drawn = Vec::new();
-    for _ in 0..2 {
+    let mut drawn = BTreeSet::new();
+    let mut seen_by_the_page = 0;
+    for clones in 1.. {
         let mut clone = snapshot.clone_machine()?;
         let report = clone.run(
             &format!("sysgenid-guest await {SIGHTING} drawn && tail -n 1 {SIGHTING}"),
@@ -148,17 +158,26 @@ fn by_vmclock(context: &Context<'_>) -> Result<()> {
         let sighting: Sighting = serde_json::from_str(report.trim())
             .with_context(|| format!("the program that looks reported: {report}"))?;
         ensure!(
-            sighting.seen_in_generation == 0,
-            "the page was not faster than the notice: {sighting:?}"
-        );
-        ensure!(
             sighting.drawn_in_generation == 1 && sighting.drawn_ns > sighting.seen_ns,
             "it did not wait for the notice: {sighting:?}"
         );
-        drawn.push(sighting.drawn);
+        if sighting.seen_in_generation == 0 {
+            seen_by_the_page += 1;
+        }
+        ensure!(
+            drawn.insert(sighting.drawn.clone()),
+            "another clone drew it, too: {sighting:?}"
+        );
         clone.power_off()?;
+        if seen_by_the_page == 2 {
+            break;
+        }
+        // The machine that runs both processors may have let the one wait.
+        ensure!(
+            clones < CLONES,
+            "in {clones} clones the page was faster than the notice {seen_by_the_page} times"
+        );
     }
-    ensure!(drawn[0] != drawn[1], "both clones drew {}", drawn[0]);
     Ok(())
 }
 
