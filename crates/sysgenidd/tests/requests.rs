@@ -7,8 +7,12 @@
 
 mod common;
 
+use std::fs::File;
+use std::io::{Read as _, Seek as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use common::daemon::{Daemon, Setup, Supervision};
@@ -167,5 +171,41 @@ fn an_instance_begins_above_what_its_programs_have_seen() {
         assert_eq!(generation(&path.join("sysgenid")), above);
         assert_eq!(generation(&path.join("vmgenid")), above);
     }
+    daemon.stop();
+}
+
+/// What `sendfile` copies of a file, which is not more than the kernel takes for its size.
+fn copied(file: &File) -> Vec<u8> {
+    let mut copy = tempfile::tempfile().unwrap();
+    while rustix::fs::sendfile(&copy, file, None, 1 << 16).unwrap() > 0 {}
+    copy.rewind().unwrap();
+    let mut bytes = Vec::new();
+    copy.read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+#[ignore = "needs root and /dev/fuse; cargo xtask test runs it"]
+fn a_report_that_grows_while_it_is_opened_is_not_cut() {
+    let daemon = start(Supervision::None);
+    let node = daemon.node("host");
+    let _nine: Vec<_> = (0..9).map(|_| Watcher::open(&node).unwrap()).collect();
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        // The tenth takes a digit more.
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                drop(Watcher::open(&node).unwrap());
+            }
+        });
+        let cut = [("status", "always there\n"), ("metrics", "# EOF\n")].map(|(report, last)| {
+            let path = node.with_file_name(report);
+            (0..2000)
+                .filter(|_| !copied(&File::open(&path).unwrap()).ends_with(last.as_bytes()))
+                .count()
+        });
+        ended.store(true, Ordering::Relaxed);
+        assert_eq!(cut, [0, 0], "of 2000 reports each");
+    });
     daemon.stop();
 }

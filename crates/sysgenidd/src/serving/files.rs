@@ -125,8 +125,7 @@ pub(crate) fn attributes(node: Node, access: Access) -> Attr {
     }
 }
 
-/// The attributes of a report. Its size is not known before it is written, but some programs (busybox's
-/// `cat`) read no more than the size.
+/// The attributes of a report. Some programs (busybox's `cat`, by `sendfile`) read no more than its size.
 pub(crate) fn report_attributes(file: File, length: u64, access: Access) -> Attr {
     Attr {
         ino: file.inode(),

@@ -22,7 +22,7 @@ const VALID: u64 = 86_400;
 const REPORT: u64 = 1 << 63;
 
 impl Server {
-    pub(super) fn attributes(&self, inode: u64) -> Option<wire::Attr> {
+    pub(super) fn attributes(&mut self, inode: u64) -> Option<wire::Attr> {
         if inode == files::ROOT {
             return Some(files::folder_attributes());
         }
@@ -34,7 +34,7 @@ impl Server {
             // It names the programs of all users.
             File::Watchers => files::report_attributes(
                 file,
-                report::length(file, &self.instance, &self.common.backends),
+                report::length_of_watchers(&self.instance),
                 files::Access {
                     mode: 0o440,
                     ..sysgenid
@@ -42,7 +42,7 @@ impl Server {
             ),
             File::Status | File::Metrics => files::report_attributes(
                 file,
-                report::length(file, &self.instance, &self.common.backends),
+                self.tell_length(file),
                 files::Access {
                     mode: 0o444,
                     uid: 0,
@@ -52,7 +52,7 @@ impl Server {
         })
     }
 
-    pub(super) fn look_up(&self, unique: Unique, folder: u64, name: &[u8]) {
+    pub(super) fn look_up(&mut self, unique: Unique, folder: u64, name: &[u8]) {
         let found = File::named(name)
             .filter(|_| folder == files::ROOT)
             .and_then(|file| Some((file, self.attributes(file.inode())?)));
@@ -83,7 +83,10 @@ impl Server {
             return;
         }
         let handle = REPORT | self.instance.accounts().state().new_handle(0).raw();
-        let text = self.write_report(file);
+        let text = self
+            .reports
+            .take_told(file)
+            .unwrap_or_else(|| self.write_report(file));
         if self.reports.open(handle, user, text).is_err() {
             self.connection.refuse(unique, Errno::MFILE);
             return;
@@ -115,6 +118,14 @@ impl Server {
                 self.connection.answer_bytes(unique, bytes);
             }
         }
+    }
+
+    /// The length of a report that is written for it, and kept for whoever opens it next.
+    fn tell_length(&mut self, file: File) -> u64 {
+        let text = self.write_report(file);
+        let length = u64::try_from(text.len()).unwrap_or(u64::MAX);
+        self.reports.tell(file, text);
+        length
     }
 
     fn write_report(&self, file: File) -> String {

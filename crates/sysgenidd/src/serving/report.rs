@@ -13,7 +13,6 @@ use crate::keeping::state::{Mapping, Slot};
 use crate::noticing::Kind;
 
 use super::accounts::Accounts;
-use super::files::File;
 use super::instance::Instance;
 
 /// How all backends stand, as whoever looks after them keeps it.
@@ -33,17 +32,10 @@ pub struct Backend {
     pub description: String,
 }
 
-/// The length of a report, in bytes. Programs that copy it, or read no more than a file's size, go by it; so
-/// whatever changes by itself in a report has a fixed width.
-pub(crate) fn length(file: File, instance: &Instance, backends: &SharedReports) -> u64 {
-    let length = match file {
-        File::Node(_) => 0,
-        File::Watchers => (instance.accounts().watchers() + 1) * LINE,
-        File::Status => status(instance, backends).len(),
-        // What takes a walk over all watchers to find out has a fixed width.
-        File::Metrics => metrics_with(instance, backends, Duration::ZERO).len(),
-    };
-    u64::try_from(length).unwrap_or(u64::MAX)
+/// The length of the list of watchers, in bytes.
+pub(crate) fn length_of_watchers(instance: &Instance) -> u64 {
+    let lines = instance.accounts().watchers() + 1;
+    u64::try_from(lines * LINE).unwrap_or(u64::MAX)
 }
 
 /// The length of each line of the list of watchers, in bytes.
@@ -91,7 +83,8 @@ pub fn watchers(instance: &Instance) -> String {
     text
 }
 
-/// A line a fact.
+/// A line a fact. What changes by itself has a fixed width, here and in the metrics, so that a program which
+/// copies a report and goes by its size is right more often.
 pub fn status(instance: &Instance, backends: &SharedReports) -> String {
     let accounts = instance.accounts();
     let registry = accounts.registry();
@@ -151,10 +144,6 @@ pub fn status(instance: &Instance, backends: &SharedReports) -> String {
 /// The same in the OpenMetrics text format.
 pub fn metrics(instance: &Instance, backends: &SharedReports) -> String {
     let oldest = oldest_outdated(instance).map_or(Duration::ZERO, age);
-    metrics_with(instance, backends, oldest)
-}
-
-fn metrics_with(instance: &Instance, backends: &SharedReports, oldest: Duration) -> String {
     let accounts = instance.accounts();
     let registry = accounts.registry();
     let mut text = String::new();

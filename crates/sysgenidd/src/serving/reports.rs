@@ -5,6 +5,9 @@
 //! Everybody may open some of them, so there is a limit to what that can take of the daemon's memory.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::files::File;
 
 /// What the texts of all open reports of an instance may take together, in bytes. One report is always
 /// possible.
@@ -14,6 +17,18 @@ const MOST_BYTES: usize = 16 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many reports are open: close some, or raise reports in the configuration")]
 pub(super) struct TooMany;
+
+/// For how long a text is kept for an open after its length was told. Between the two is the kernel's way
+/// from the one to the other.
+const KEPT: Duration = Duration::from_millis(100);
+
+/// A text whose length was told to somebody who may open it now.
+#[derive(Debug)]
+struct Told {
+    file: File,
+    when: Instant,
+    text: String,
+}
 
 #[derive(Debug)]
 struct Report {
@@ -29,6 +44,8 @@ pub(super) struct Reports {
     open: HashMap<u64, Report>,
     of_users: HashMap<u32, u32>,
     bytes: usize,
+    /// The latest, of one file: each open of another is told its length first.
+    told: Option<Told>,
 }
 
 impl Reports {
@@ -38,7 +55,21 @@ impl Reports {
             open: HashMap::new(),
             of_users: HashMap::new(),
             bytes: 0,
+            told: None,
         }
+    }
+
+    /// Keeps a report whose length somebody is told, for the open that follows. A report that were written
+    /// anew there could be longer, and programs that read no more than a file's size would get it cut.
+    pub(super) fn tell(&mut self, file: File, text: String) {
+        let when = Instant::now();
+        self.told = Some(Told { file, when, text });
+    }
+
+    /// The text whose length was told just before, if it is one of this file.
+    pub(super) fn take_told(&mut self, file: File) -> Option<String> {
+        let told = self.told.take()?;
+        (told.file == file && told.when.elapsed() < KEPT).then_some(told.text)
     }
 
     /// Whether this user may open another. To be asked before it is written, which is work.
@@ -114,6 +145,20 @@ mod tests {
         reports.close(2);
         assert_eq!(reports.text(2), None);
         reports.open(5, 7, String::new()).unwrap();
+    }
+
+    #[test]
+    fn a_report_is_as_long_as_was_told_and_is_not_handed_out_twice_or_for_another() {
+        let mut reports = Reports::new(1);
+        assert_eq!(reports.take_told(File::Status), None);
+        reports.tell(File::Status, "status".to_owned());
+        assert_eq!(reports.take_told(File::Status).as_deref(), Some("status"));
+        assert_eq!(reports.take_told(File::Status), None);
+        reports.tell(File::Status, "status".to_owned());
+        assert_eq!(reports.take_told(File::Metrics), None);
+        reports.tell(File::Status, "status".to_owned());
+        std::thread::sleep(KEPT);
+        assert_eq!(reports.take_told(File::Status), None);
     }
 
     #[test]
