@@ -2,16 +2,9 @@
 
 //! What a user is told who may not do something with a node.
 
-use std::os::unix::process::CommandExt;
-
 use sysgenid_fixture::Daemon;
 
-use crate::program::{Ended, Program, sysgenctl};
-
-/// Runs it as a user who is in no group that may do anything.
-fn run_as_nobody(arguments: &[&str]) -> Ended {
-    Program::of(sysgenctl(arguments).uid(65534).gid(65534)).end()
-}
+use crate::program::{Ended, run_as_nobody};
 
 fn advice_of(doctor: &Ended, subject: &str) -> String {
     let diagnosis = doctor.json();

@@ -2,8 +2,10 @@
 
 //! Runs the command line, as a shell would.
 
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Instant;
@@ -32,6 +34,20 @@ pub(crate) fn sysgenctl(arguments: &[&str]) -> Command {
 /// Runs it to its end.
 pub(crate) fn run(arguments: &[&str]) -> Ended {
     Program::start(arguments).end()
+}
+
+/// Runs it to its end, as a user who is in no group that may do anything.
+pub(crate) fn run_as_nobody(arguments: &[&str]) -> Ended {
+    const NOBODY: u32 = 65_534;
+    let command = sysgenctl(arguments);
+    // A copy, for the folder that it was built in may be closed to others, as root's home is.
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+    let copy = folder.path().join("sysgenctl");
+    std::fs::copy(command.get_program(), &copy).unwrap();
+    let mut nobody = Command::new(copy);
+    nobody.args(arguments).stdin(Stdio::null());
+    Program::of(nobody.uid(NOBODY).gid(NOBODY)).end()
 }
 
 /// Runs it to its end, which must be a good one, and reads what it prints as JSON.

@@ -2,11 +2,9 @@
 
 //! `sysgenctl trigger`.
 
-use std::os::unix::process::CommandExt;
-
 use sysgenid_fixture::{Machine, acknowledge, tracked};
 
-use crate::program::{Program, json, run, sysgenctl};
+use crate::program::{Program, json, run, run_as_nobody};
 
 #[test]
 #[ignore = "needs a node"]
@@ -57,8 +55,7 @@ fn trigger_waits_for_everybody_where_it_is_asked_to() {
 fn who_may_not_change_the_generation_is_told_what_it_takes() {
     let machine = Machine::new();
     let generation = machine.generation();
-    let nobody = Program::of(sysgenctl(&["trigger"]).uid(65534).gid(65534));
-    let ended = nobody.end().assert_code(1);
+    let ended = run_as_nobody(&["trigger"]).assert_code(1);
     // Of a node that not everybody may read the permission is what is missing first.
     let says = |text| ended.stderr.contains(text);
     assert!(

@@ -388,6 +388,8 @@ pub fn clean(settings: &Settings) -> Result<(), Error> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::os::unix::fs::FileExt as _;
+
     use rustix::fs::{CWD, FileType};
     use tempfile::TempDir;
 
@@ -440,7 +442,15 @@ pub(super) mod tests {
             let other = "  restore_other      99      9\n";
             let line = count.map(|count| format!("  {}    {count}\n", self.names.event));
             let text = format!("{other}{}", line.unwrap_or_default());
-            fs::write(self.path("kprobe_profile"), text).unwrap();
+            // Never empty meanwhile, which the kernel's is not either: somebody may be looking.
+            let profile = fs::File::options()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(self.path("kprobe_profile"))
+                .unwrap();
+            profile.write_all_at(text.as_bytes(), 0).unwrap();
+            profile.set_len(text.len() as u64).unwrap();
         }
 
         /// An event comes.
