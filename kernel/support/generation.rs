@@ -8,6 +8,7 @@ extern "C" {
     fn sysgenid_bump_generation();
     fn sysgenid_register_backend();
     fn sysgenid_unregister_backend();
+    fn sysgenid_reseed();
 }
 
 /// As long as there is one, every program is told that something notices restores without being
@@ -36,11 +37,20 @@ impl Drop for Backend {
     }
 }
 
-/// Tells every program that this machine was cloned or rolled back. May sleep.
+/// Tells every program that this machine was cloned or rolled back. Waits for nobody, in any context in
+/// which spin locks may be taken.
 ///
 /// Whoever calls this has fed the kernel's random number generator before.
 pub(crate) fn bump() {
+    // SAFETY: The function may be called so, and resolving the symbol pins the module that has it.
+    unsafe { sysgenid_bump_generation() };
+}
+
+/// Reseeds the kernel's random number generator, so that what was mixed into its pool comes into
+/// effect. May sleep.
+#[allow(dead_code)] // Where the kernel has done so itself.
+pub(crate) fn reseed() {
     // SAFETY: The function may be called from process context at any time, and resolving the symbol
     // pins the module that has it.
-    unsafe { sysgenid_bump_generation() };
+    unsafe { sysgenid_reseed() };
 }

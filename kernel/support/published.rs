@@ -3,20 +3,17 @@
 //! A static through which functions that a module exports reach its state.
 
 use core::ptr;
-use kernel::{
-    bindings,
-    sync::{
-        atomic::{
-            ordering::{
-                Acquire,
-                Full, //
-            },
-            Atomic, //
+use kernel::sync::{
+    atomic::{
+        ordering::{
+            Acquire,
+            Full, //
         },
-        rcu,
-        Arc,
-        ArcBorrow, //
-    }, //
+        Atomic, //
+    },
+    rcu,
+    Arc,
+    ArcBorrow, //
 };
 
 /// A static slot for the state of a module: empty until the module has started, and again once it
@@ -63,8 +60,7 @@ impl<T: Send + Sync + 'static> Published<T> {
         if previous.is_null() {
             return None;
         }
-        // SAFETY: The module is started and stopped in process context.
-        unsafe { bindings::synchronize_rcu() };
+        rcu::synchronize_rcu();
         // SAFETY: By the type invariants the pointer stands for one count. It has left the slot, so
         // that count is this function's, and a grace period has passed.
         Some(unsafe { Arc::from_raw(previous) })

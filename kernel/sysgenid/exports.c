@@ -8,5 +8,6 @@
 #include "sysgenid.h"
 
 EXPORT_SYMBOL_GPL(sysgenid_bump_generation);
+EXPORT_SYMBOL_GPL(sysgenid_reseed);
 EXPORT_SYMBOL_GPL(sysgenid_register_backend);
 EXPORT_SYMBOL_GPL(sysgenid_unregister_backend);

@@ -5,8 +5,11 @@
 //! [`Registry`] decides; this adds the lock, the page and the wake-ups. A change is stored in the
 //! page while the lock is held, so that the page never goes back, and everybody is woken after the
 //! lock is released, so that whoever wakes sees the new generation in the page and the lock free.
+//!
+//! Restores may be told of in an interrupt, so the lock keeps interrupts off, for a few instructions.
 
 use crate::{
+    randomness::Generator,
     sysgenid_core::{
         abi,
         Change,
@@ -22,7 +25,7 @@ use crate::{
 };
 use kernel::{
     new_poll_condvar,
-    new_spinlock,
+    new_spinlock_irq,
     optional_name,
     prelude::*,
     static_lock_class,
@@ -30,10 +33,9 @@ use kernel::{
         poll::PollCondVar,
         Arc,
         LockedBy,
-        SpinLock,
-        SpinLockGuard, //
+        SpinLockIrq,
+        SpinLockIrqGuard, //
     },
-    task::might_sleep,
     time::{
         BootTime,
         ClockSource, //
@@ -45,7 +47,7 @@ use kernel::{
 pub(crate) struct Instance {
     /// The accounts. It also orders the stores to the page, and protects every watcher.
     #[pin]
-    pub(crate) registry: SpinLock<Registry>,
+    pub(crate) registry: SpinLockIrq<Registry>,
     /// When the latest changes happened, in nanoseconds of `CLOCK_BOOTTIME`.
     pub(crate) history: LockedBy<History<{ abi::FDINFO_TIMES_KEPT }>, Registry>,
     /// Where those sleep who read or poll.
@@ -58,6 +60,8 @@ pub(crate) struct Instance {
     pub(crate) page: WordPage,
     /// How many backends are registered.
     backends: LockedBy<usize, Registry>,
+    /// What is reseeded before a change that the kernel has not noticed.
+    generator: Generator,
     /// What tells udev of changes.
     uevents: Arc<Uevents>,
 }
@@ -66,7 +70,7 @@ impl Instance {
     /// An instance at generation 0 that tells of changes through `uevents`.
     pub(crate) fn new(uevents: Arc<Uevents>) -> impl PinInit<Self, kernel::error::Error> {
         try_pin_init!(Self {
-            registry <- new_spinlock!(Registry::new(), "sysgenid_registry"),
+            registry <- new_spinlock_irq!(Registry::new(), "sysgenid_registry"),
             history: LockedBy::new(&registry, History::new()),
             changed <- new_poll_condvar!("sysgenid_changed"),
             settled <- TimedWaitQueue::new(
@@ -75,16 +79,28 @@ impl Instance {
             ),
             page: WordPage::new(page_word(&Registry::new(), 0).to_word())?,
             backends: LockedBy::new(&registry, 0),
+            generator: Generator::new(),
             uevents,
         })
     }
 
-    /// A backend noticed a change. May sleep.
+    /// A backend noticed a change, and the kernel's random number generator has been reseeded. Waits
+    /// for nobody, in any context in which spin locks may be taken.
     pub(crate) fn bump(&self) {
-        might_sleep();
         let mut registry = self.registry.lock();
         let change = registry.bump();
         self.announce(registry, change);
+    }
+
+    /// Reseeds the kernel's random number generator. May sleep.
+    pub(crate) fn reseed(&self) {
+        self.generator.reseed();
+    }
+
+    /// The machine was resumed from a copy of its memory on disk, maybe one of many. May sleep.
+    pub(crate) fn resumed(&self) {
+        self.reseed();
+        self.bump();
     }
 
     /// A backend notices restores from now on.
@@ -103,6 +119,10 @@ impl Instance {
 
     /// Software asks for a change to at least `minimum`. May sleep.
     pub(crate) fn trigger(&self, capable: bool, minimum: u64) -> Result<(), Error> {
+        // Not for everybody who asks.
+        if capable {
+            self.reseed();
+        }
         let mut registry = self.registry.lock();
         let change = registry.trigger(capable, minimum)?;
         self.announce(registry, change);
@@ -118,27 +138,22 @@ impl Instance {
     }
 
     /// Notes when a change happened, stores it in the page, releases the lock, wakes everybody, and then
-    /// tells udev. The events of changes that race with each other may come in any order.
-    fn announce(&self, mut registry: SpinLockGuard<'_, Registry>, change: Change) {
+    /// has udev told.
+    fn announce(&self, mut registry: SpinLockIrqGuard<'_, Registry>, change: Change) {
         let epoch = registry.epoch();
-        // Under the lock, so that a later change has a later time.
+        // Under the lock, so that a later change has a later time and a later event.
         let now = BootTime::ktime_get().unsigned_abs();
         self.history.access_mut(&mut registry).note(epoch, now);
         self.store_page(&registry);
+        self.uevents.note(change.generation.get());
         drop(registry);
         self.changed.notify_all();
         self.settled.wake_all();
-        let generation = change.generation.get();
-        let sent = self
-            .uevents
-            .send_change(fmt!("{}={generation}", abi::UEVENT_VARIABLE));
-        if let Err(error) = sent {
-            pr_warn!("no uevent for generation {generation}: {error:?}\n");
-        }
+        self.uevents.send();
     }
 
     /// Stores what the accounts say. Under the lock, so that the page never goes back.
-    fn store_page(&self, registry: &SpinLockGuard<'_, Registry>) {
+    fn store_page(&self, registry: &SpinLockIrqGuard<'_, Registry>) {
         let backends = *self.backends.access(registry);
         self.page.store(page_word(registry, backends).to_word());
     }

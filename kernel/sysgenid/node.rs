@@ -30,25 +30,23 @@ use crate::{
         Watcher, //
     },
     timed_wait_queue::Ended,
-    vma,
+    vma::Area,
     word_page::WordPage, //
 };
 use kernel::{
     bindings,
     fs::{
         file::flags,
-        File, //
+        File,
+        LocalFile, //
     },
     iov::{
         IovIterDest,
         IovIterSource, //
     },
-    mm::virt::VmaNew,
-    page::PAGE_SIZE,
     prelude::*,
     seq_file::SeqFile,
     seq_print,
-    str::CStr,
     sync::{
         poll::PollTable,
         Arc,
@@ -64,15 +62,19 @@ pub(crate) struct NodeData {
     pub(crate) instance: Arc<Instance>,
 }
 
-/// How the node is named under `/dev`, and who may open it.
-pub(crate) const fn options(node: Node) -> miscdevice::Options {
-    let name: &CStr = match node {
+/// A node of an instance: how it is named under `/dev`, and who may open it. It sends no uevents, and
+/// nothing happens after a hibernation.
+pub(crate) fn options(node: Node, instance: Arc<Instance>) -> miscdevice::Options<Description> {
+    let name = match node {
         Node::Vmgenid => c"vmgenid",
         Node::Sysgenid => c"sysgenid",
     };
     miscdevice::Options {
         name,
         mode: node.default_mode(),
+        data: NodeData { node, instance },
+        uevents: None,
+        resumed: None,
     }
 }
 
@@ -147,7 +149,7 @@ impl miscdevice::Device for Description {
         description.instance.wake(wake);
     }
 
-    fn read(description: &Self, file: &File, to: &mut IovIterDest<'_>) -> Result<usize> {
+    fn read(description: &Self, file: &LocalFile, to: &mut IovIterDest<'_>) -> Result<usize> {
         restarted_wait::forget();
         let instance = &*description.instance;
         let mut patience = if file.flags() & flags::O_NONBLOCK != 0 {
@@ -172,7 +174,7 @@ impl miscdevice::Device for Description {
                     return Ok(bytes.len());
                 }
                 Read::Sleep => {
-                    if instance.changed.wait_interruptible(&mut registry) {
+                    if instance.changed.wait_interruptible_freezable(&mut registry) {
                         patience = Patience::Signal;
                     }
                 }
@@ -180,7 +182,7 @@ impl miscdevice::Device for Description {
         }
     }
 
-    fn write(description: &Self, _file: &File, from: &mut IovIterSource<'_>) -> Result<usize> {
+    fn write(description: &Self, from: &mut IovIterSource<'_>) -> Result<usize> {
         restarted_wait::forget();
         // One byte more than a generation has, so that a write that is too long shows as one.
         let mut buffer = [0; abi::GENERATION_SIZE + 1];
@@ -203,15 +205,14 @@ impl miscdevice::Device for Description {
         registry.poll(description.watcher.access(&registry))
     }
 
-    fn mmap(description: &Self, area: &VmaNew) -> Result {
+    fn may_map(area: &Area) -> Result {
         let mapping = Mapping {
-            first_page: vma::first_page(area) as u64,
-            pages: ((area.end() - area.start()) / PAGE_SIZE) as u64,
-            writable: area.writable(),
-            executable: area.executable(),
+            first_page: area.first_page as u64,
+            pages: area.pages as u64,
+            writable: area.writable,
+            executable: area.executable,
         };
-        mapping.check().map_err(errno)?;
-        description.instance.page.map(area)
+        mapping.check().map_err(errno)
     }
 
     fn page<'a>(description: Borrowed<'a, Self>) -> &'a WordPage {

@@ -6,6 +6,7 @@
 #define _SYSGENID_H
 
 void sysgenid_bump_generation(void);
+void sysgenid_reseed(void);
 void sysgenid_register_backend(void);
 void sysgenid_unregister_backend(void);
 

@@ -11,42 +11,58 @@
 //!
 //! Limits: there is one instance, that of the machine; containers have none of their own.
 
-use core::borrow::Borrow;
 use instance::Instance;
 use kernel::{
     prelude::*,
     sync::Arc, //
 };
+use miscdevice::{
+    MiscModule,
+    Options,
+    Serve, //
+};
 use node::{
     Description,
     NodeData, //
 };
-use published::Published;
-use sysgenid_core::Node;
+use published::{
+    Publication,
+    Published, //
+};
+use sysgenid_core::{
+    abi,
+    Node, //
+};
 use uevent::Uevents;
 
 #[path = "../support/capability.rs"]
 mod capability;
+#[path = "../support/random/entropy.rs"]
+mod entropy;
 mod instance;
-#[path = "../support/miscdevice.rs"]
+#[path = "../support/file/miscdevice.rs"]
 mod miscdevice;
 mod node;
 #[path = "../support/published.rs"]
 mod published;
-#[path = "../support/restarted_wait.rs"]
+#[path = "../support/random/randomness.rs"]
+mod randomness;
+#[path = "../support/wait/restarted_wait.rs"]
 mod restarted_wait;
 mod sysgenid_core;
-#[path = "../support/timed_wait_queue.rs"]
+#[path = "../support/wait/timed_wait_queue.rs"]
 mod timed_wait_queue;
-#[path = "../support/uevent.rs"]
+#[path = "../support/file/uevent.rs"]
 mod uevent;
-#[path = "../support/vma.rs"]
+#[path = "../support/file/vma.rs"]
 mod vma;
-#[path = "../support/word_page.rs"]
+#[path = "../support/file/word_page.rs"]
 mod word_page;
+#[path = "../support/workqueue.rs"]
+mod workqueue;
 
 module! {
-    type: Sysgenid,
+    type: MiscModule<Sysgenid>,
     name: "sysgenid",
     authors: ["The sysgenid developers"],
     description: "System generation counter",
@@ -65,8 +81,8 @@ static INSTANCE: Published<Instance> = Published::new();
 /// Tells every program that this machine was cloned or rolled back.
 ///
 /// For backends. When it returns, the new generation is visible in every mapping and all sleepers
-/// have been woken. A backend must have fed the kernel's random number generator before. Process
-/// context; may sleep.
+/// have been woken. A backend must have fed the kernel's random number generator before. Waits for
+/// nobody, in any context in which spin locks may be taken; not for NMIs.
 #[no_mangle]
 pub extern "C" fn sysgenid_bump_generation() {
     if let Some(instance) = INSTANCE.get() {
@@ -74,10 +90,21 @@ pub extern "C" fn sysgenid_bump_generation() {
     }
 }
 
+/// Reseeds the kernel's random number generator, so that what was mixed into its pool comes into effect.
+///
+/// For backends whose notice comes from elsewhere than the kernel. Process context; may sleep, but waits
+/// for nothing in user space.
+#[no_mangle]
+pub extern "C" fn sysgenid_reseed() {
+    if let Some(instance) = INSTANCE.get() {
+        instance.reseed();
+    }
+}
+
 /// From now on something notices restores, which the page says to every program at once.
 ///
 /// For backends, once they can notice one. Each call is to be taken back by one of
-/// `sysgenid_unregister_backend()`. Process context.
+/// `sysgenid_unregister_backend()`. Any context, as above.
 #[no_mangle]
 pub extern "C" fn sysgenid_register_backend() {
     if let Some(instance) = INSTANCE.get() {
@@ -85,7 +112,7 @@ pub extern "C" fn sysgenid_register_backend() {
     }
 }
 
-/// Takes a call of `sysgenid_register_backend()` back. Process context.
+/// Takes a call of `sysgenid_register_backend()` back. Any context, as above.
 #[no_mangle]
 pub extern "C" fn sysgenid_unregister_backend() {
     if let Some(instance) = INSTANCE.get() {
@@ -93,47 +120,38 @@ pub extern "C" fn sysgenid_unregister_backend() {
     }
 }
 
-/// The module parameter. Before Linux 7.3 there are none of type `bool`, and the accessor returns a
-/// reference, hence the number and the borrow.
-fn uevents_wanted() -> bool {
-    let value = module_parameters::uevents.value();
-    *Borrow::<u8>::borrow(&value) != 0
-}
-
 struct Sysgenid {
     // The order is that of unloading: no backend can call any more, then the nodes go. Nobody has
     // them open by then, for an open node pins this module.
-    _publication: published::Publication<Instance>,
-    _vmgenid: Pin<KBox<miscdevice::Registration<Description>>>,
-    _sysgenid: Option<Pin<KBox<miscdevice::Registration<Description>>>>,
+    _publication: Publication<Instance>,
+    instance: Arc<Instance>,
+    uevents: Option<Arc<Uevents>>,
 }
 
-impl kernel::Module for Sysgenid {
-    fn init(_module: &'static ThisModule) -> Result<Self> {
-        let uevents = Arc::pin_init(Uevents::new(), GFP_KERNEL)?;
+impl Serve for Sysgenid {
+    type Device = Description;
+
+    fn start() -> Result<Self> {
+        let uevents = Arc::new(Uevents::new(abi::UEVENT_VARIABLE)?, GFP_KERNEL)?;
         let instance = Arc::pin_init(Instance::new(uevents.clone()), GFP_KERNEL)?;
-        let register = |node| {
-            let data = NodeData {
-                node,
-                instance: instance.clone(),
-            };
-            let registration = miscdevice::Registration::new(node::options(node), data);
-            KBox::pin_init(registration, GFP_KERNEL)
-        };
-        let vmgenid = register(Node::Vmgenid)?;
-        // Somebody may have the first node open by now, so from here on nothing may fail.
-        let mut sysgenid = register(Node::Sysgenid)
-            .inspect_err(|error| pr_err!("there is no /dev/sysgenid: {error:?}\n"))
-            .ok();
-        if let Some(sysgenid) = &mut sysgenid {
-            if uevents_wanted() {
-                sysgenid.as_mut().start_uevents(uevents);
-            }
-        }
+        let wanted = module_parameters::uevents.value() != 0;
         Ok(Self {
-            _publication: INSTANCE.publish(instance),
-            _vmgenid: vmgenid,
-            _sysgenid: sysgenid,
+            _publication: INSTANCE.publish(instance.clone()),
+            instance,
+            uevents: wanted.then_some(uevents),
         })
+    }
+
+    fn devices(&self) -> impl IntoIterator<Item = Options<Description>> {
+        let vmgenid = Options {
+            // One of them is enough.
+            resumed: Some(|data: &NodeData| data.instance.resumed()),
+            ..node::options(Node::Vmgenid, self.instance.clone())
+        };
+        let sysgenid = Options {
+            uevents: self.uevents.clone(),
+            ..node::options(Node::Sysgenid, self.instance.clone())
+        };
+        [vmgenid, sysgenid]
     }
 }

@@ -14,8 +14,7 @@
 
 use acpi_device::{
     AcpiDevice,
-    Notify,
-    NotifyHandler, //
+    Notify, //
 };
 use firmware_memory::FirmwareMemory;
 use generation::Backend;
@@ -26,23 +25,21 @@ use kernel::{
         Core,
         Device, //
     },
+    devres,
     new_mutex,
     platform,
     prelude::*,
     sync::Mutex, //
 };
 
-#[path = "../support/acpi_device.rs"]
+#[path = "../support/acpi/acpi_device.rs"]
 mod acpi_device;
-#[macro_use]
-#[path = "../support/acpi_id_table.rs"]
-mod acpi_id_table;
-#[path = "../support/firmware_memory.rs"]
+#[path = "../support/random/entropy.rs"]
+mod entropy;
+#[path = "../support/acpi/firmware_memory.rs"]
 mod firmware_memory;
 #[path = "../support/generation.rs"]
 mod generation;
-#[path = "../support/randomness.rs"]
-mod randomness;
 
 /// The size of a GUID in bytes.
 const GUID_SIZE: usize = 16;
@@ -58,7 +55,7 @@ struct VmGenerationId {
 impl VmGenerationId {
     fn new(firmware: FirmwareMemory<GUID_SIZE>) -> impl PinInit<Self, Error> {
         let guid = firmware.read();
-        randomness::mix(&guid);
+        entropy::mix(&guid);
         try_pin_init!(Self {
             firmware,
             seen <- new_mutex!(guid),
@@ -75,41 +72,19 @@ impl Notify for VmGenerationId {
         }
         *seen = guid;
         // A program that is woken by the bump may ask for random bytes at once.
-        randomness::mix(&guid);
-        if let Err(error) = randomness::reseed() {
-            pr_err!(
-                "cannot reseed the random number generator ({error:?}): until it reseeds itself, \
-                 within a minute, clones of this machine may draw the same random bytes\n"
-            );
-        }
+        entropy::mix(&guid);
+        generation::reseed();
         generation::bump();
     }
 }
 
-/// A device that is listened to.
+/// What this keeps of a device: nothing, for all that listens belongs to the device itself.
 #[pin_data]
-struct Listener<'bound> {
-    // The order is that of unbinding.
-    _backend: Backend,
-    #[pin]
-    handler: NotifyHandler<'bound, VmGenerationId>,
-}
-
-impl<'bound> Listener<'bound> {
-    fn new(
-        companion: AcpiDevice<'bound>,
-        firmware: FirmwareMemory<GUID_SIZE>,
-    ) -> impl PinInit<Self, Error> + use<'bound> {
-        try_pin_init!(Self {
-            handler <- NotifyHandler::new(companion, VmGenerationId::new(firmware)),
-            _backend: Backend::register(),
-        })
-    }
-}
+struct Listener {}
 
 struct AcpiDriver;
 
-acpi_id_table!(
+kernel::acpi_device_table!(
     ACPI_TABLE,
     <AcpiDriver as platform::Driver>::IdInfo,
     [
@@ -120,7 +95,7 @@ acpi_id_table!(
 
 impl platform::Driver for AcpiDriver {
     type IdInfo = ();
-    type Data<'bound> = Listener<'bound>;
+    type Data<'bound> = Listener;
 
     const ACPI_ID_TABLE: Option<acpi::IdTable<Self::IdInfo>> = Some(&ACPI_TABLE);
 
@@ -138,7 +113,10 @@ impl platform::Driver for AcpiDriver {
                 );
                 EINVAL
             })?;
-            Ok(Listener::new(companion, guid))
+            acpi_device::listen(device, companion, VmGenerationId::new(guid))?;
+            // What is registered last goes first.
+            devres::register(device, Backend::register(), GFP_KERNEL)?;
+            Ok(try_pin_init!(Listener {}? Error))
         })
     }
 }

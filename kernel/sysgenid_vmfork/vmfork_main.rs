@@ -10,42 +10,34 @@ use generation::Backend;
 use kernel::prelude::*;
 use vmfork_notifier::{
     VmFork,
-    VmForkNotifier, //
+    VmForkModule, //
 };
 
 #[path = "../support/generation.rs"]
 mod generation;
-#[path = "../support/vmfork_notifier.rs"]
+#[path = "../support/random/vmfork_notifier.rs"]
 mod vmfork_notifier;
 
 module! {
-    type: SysgenidVmfork,
+    type: VmForkModule<BumpGeneration>,
     name: "sysgenid_vmfork",
     authors: ["The sysgenid developers"],
     description: "System generation counter: virtual machine fork backend",
     license: "GPL",
 }
 
-struct BumpGeneration;
+struct BumpGeneration {
+    _backend: Backend,
+}
 
 impl VmFork for BumpGeneration {
+    fn started() -> Self {
+        Self {
+            _backend: Backend::register(),
+        }
+    }
+
     fn forked() {
         generation::bump();
-    }
-}
-
-struct SysgenidVmfork {
-    // The order is that of unloading.
-    _backend: Backend,
-    _notifier: Pin<KBox<VmForkNotifier<BumpGeneration>>>,
-}
-
-impl kernel::Module for SysgenidVmfork {
-    fn init(_module: &'static ThisModule) -> Result<Self> {
-        let notifier = KBox::pin_init(VmForkNotifier::new(), GFP_KERNEL)?;
-        Ok(Self {
-            _backend: Backend::register(),
-            _notifier: notifier,
-        })
     }
 }

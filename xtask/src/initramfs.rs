@@ -19,9 +19,18 @@ use crate::programs::Programs;
 use crate::progress;
 use crate::tree::Tree;
 
-/// The kernel's own modules that guests may load, where the kernel has them and not built in. None needs
-/// another.
-const STOCK_MODULES: &[&str] = &["ptp_vmclock"];
+/// The kernel's own modules that guests may load, where the kernel has them and not built in, with all that
+/// they need.
+const STOCK_MODULES: &[&str] = &[
+    "ptp_vmclock",
+    "wireguard",
+    "ip6_udp_tunnel",
+    "libchacha",
+    "libchacha20poly1305",
+    "libcurve25519",
+    "libpoly1305",
+    "udp_tunnel",
+];
 
 /// The first program: mounts what a system has, then hands over to busybox's init.
 const INIT: &str = r"#!/bin/sh

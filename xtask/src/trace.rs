@@ -13,8 +13,8 @@ use crate::qemu::Vm;
 ///
 /// They are in a group of their own, and only these are taken away: a daemon in the guest has one, too.
 ///
-/// Functions written in Rust cannot be probed: the compiler leaves no room for it. So our modules are
-/// seen by what they do in C: `sysgenid_vmfork` asks in which context it was called.
+/// Functions written in Rust cannot be probed: the compiler leaves no room for it. So our module is seen
+/// by who calls it: the notifier chain of forks, in which it is the first.
 ///
 /// The clock is the one that programs report by. `fed` is when the generator's reseed *returns*: what
 /// comes later draws from the new seed.
@@ -24,13 +24,16 @@ cd /sys/kernel/tracing
 echo 0 > tracing_on
 echo mono > trace_clock
 echo 0 > events/ours/enable 2>/dev/null || true
-for name in interrupt notified fed bump; do
+for name in interrupt notified fed bump wireguard; do
     echo "-:ours/$name" >> kprobe_events 2>/dev/null || true
 done
 for probe in 'p:ours/interrupt acpi_irq' 'p:ours/notified add_vmfork_randomness' \
-        'r:ours/fed crng_reseed' 'p:ours/bump sysgenid_vmfork:sysgenid_in_hardirq'; do
+        'r:ours/fed crng_reseed' 'p:ours/bump blocking_notifier_call_chain chain=$arg1:x64' \
+        'p:ours/wireguard wireguard:wg_vm_notification'; do
     echo "$probe" >> kprobe_events 2>/dev/null || true
 done
+chain=$(sed -n 's/ . vmfork_chain$//p' /proc/kallsyms)
+echo "chain == 0x$chain" > events/ours/bump/filter
 echo 1 > events/ours/enable
 echo 1 > events/sched/sched_waking/enable
 echo > trace
@@ -43,8 +46,8 @@ const PERIODIC: &str = "(process_one_work+";
 /// One thing that the kernel did.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct TraceEvent {
-    /// The probe: `interrupt`, `notified`, `fed`, `bump` (our backend is told), or `waking NAME` of a
-    /// program.
+    /// The probe: `interrupt`, `notified`, `fed`, `bump` (our backend is told), `wireguard` (it is told,
+    /// too), or `waking NAME` of a program.
     pub(crate) what: String,
     /// When, on the guest's `CLOCK_MONOTONIC`, in nanoseconds; the resolution is a microsecond.
     pub(crate) monotonic_ns: u64,
@@ -59,7 +62,7 @@ pub(crate) fn start(vm: &mut Vm) -> Result<()> {
 pub(crate) fn stop(vm: &mut Vm) -> Result<Vec<TraceEvent>> {
     let text = vm.run(
         "cd /sys/kernel/tracing; echo 0 > tracing_on; \
-         grep -E ' (interrupt|notified|fed|bump|sched_waking): ' trace || true",
+         grep -E ' (interrupt|notified|fed|bump|wireguard|sched_waking): ' trace || true",
         Duration::from_secs(60),
     )?;
     let mut events: Vec<_> = text.lines().filter_map(parse).collect();
@@ -103,7 +106,7 @@ mod tests {
                 Some(("waking watchdog", 3_000_001_000)),
             ),
             (
-                " kworker-1 [000] ... 2.000000: bump: (sysgenid_in_hardirq+0x0/0x10 [sysgenid_vmfork])",
+                " kworker-1 [000] ... 2.000000: bump: (blocking_notifier_call_chain+0x0/0x60) chain=0xff",
                 Some(("bump", 2_000_000_000)),
             ),
             (

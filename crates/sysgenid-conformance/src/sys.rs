@@ -255,6 +255,15 @@ impl Drop for Mapping {
     }
 }
 
+/// From now on whatever this process maps for reading is to be executable, as in old 32-bit programs.
+pub(crate) fn let_reads_imply_exec() -> Result<(), Errno> {
+    // SAFETY: the call reads a number, and what is mapped already stays as it is.
+    match unsafe { libc::personality(libc::READ_IMPLIES_EXEC as libc::c_ulong) } {
+        -1 => Err(last_error()),
+        _ => Ok(()),
+    }
+}
+
 fn last_error() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 /// The oldest kernel on which anything can serve a node: what the daemon `sysgenidd` needs. (The kernel module needs
-/// 7.2.)
+/// 7.3.)
 const OLDEST_KERNEL: (u32, u32) = (6, 9);
 
 /// Why something could not be done with a node. Each variant is a cause that a caller can act on.

@@ -21,6 +21,7 @@ use crate::test::Test;
 use crate::test::guest;
 use crate::test::guest::Backend;
 use crate::test::guest::Guest;
+use crate::test::guest::Snapshot;
 use crate::trace;
 
 pub(crate) const TESTS: &[Test] = &[
@@ -37,6 +38,10 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new(
         "the RNG is fed before anybody wakes (sysgenid_acpi)",
         |context| rng_is_fed_first(context, Backend::Acpi),
+    ),
+    Test::new(
+        "nobody who is told of a restore keeps programs from knowing of it",
+        programs_know_before_others,
     ),
 ];
 
@@ -109,25 +114,11 @@ fn check_events(vm: &mut Vm, programs: &[&str], last: u32) -> Result<()> {
 /// the clones: this alone would prove nothing, for the kernel mixes in other things as well, but if the
 /// bytes were the same the order would be wrong whatever the record shows.
 fn rng_is_fed_first(context: &Context<'_>, backend: Backend) -> Result<()> {
-    let mut guest = Guest::boot(context, backend, &[])?;
-    guest.run(
-        "sysgenid-guest draw-on-change /dev/vmgenid > /run/drawer 2>&1 & \
-         sysgenid-guest await /run/drawer ready",
-        PATIENCE,
-    )?;
-    trace::start(&mut guest)?;
-    let mut snapshot = guest.snapshot()?;
+    let mut snapshot = sleep_and_draw(Guest::boot(context, backend, &[])?)?;
     let mut drawn = Vec::new();
     for _ in 0..2 {
         let mut clone = snapshot.clone_machine()?;
-        clone.run("sysgenid-guest await /run/drawer drew", PATIENCE)?;
-        let events = trace::stop(&mut clone)?;
-        let first = |what: &str| {
-            let found = events.iter().find(|event| event.what == what);
-            found.map(|event| event.monotonic_ns)
-        };
-        let fed = first("fed").context("the kernel did not reseed its generator")?;
-        let woken = first("waking drawer").context("the kernel did not wake the program")?;
+        let [fed, woken] = first_times(&mut clone, ["fed", "waking drawer"])?;
         if fed > woken {
             bail!(
                 "the program was woken {} µs before the generator was fed",
@@ -144,4 +135,48 @@ fn rng_is_fed_first(context: &Context<'_>, backend: Backend) -> Result<()> {
         drawn[0].trim()
     );
     Ok(())
+}
+
+/// WireGuard is told of restores as the module is, and waits for locks that others hold. It is loaded first
+/// here, so of two with the same priority it would be the first to be told.
+fn programs_know_before_others(context: &Context<'_>) -> Result<()> {
+    let mut guest = Guest::boot_machine(context, context.environment()?.machine_with_guid()?)?;
+    guest.run("modprobe wireguard", PATIENCE)?;
+    guest.run(Backend::Vmfork.load(), PATIENCE)?;
+    let mut snapshot = sleep_and_draw(guest)?;
+    let mut clone = snapshot.clone_machine()?;
+    let [woken, wireguard] = first_times(&mut clone, ["waking drawer", "wireguard"])?;
+    ensure!(
+        woken < wireguard,
+        "the program was woken {} µs after WireGuard was told",
+        (woken - wireguard) / 1000
+    );
+    let log = std::fs::read_to_string(clone.console_log())?;
+    guest::check_log(&log)
+}
+
+/// Stops a guest in which a program sleeps that draws from the kernel's generator as soon as it is woken, and
+/// the kernel records what it does.
+fn sleep_and_draw(mut guest: Guest<'_>) -> Result<Snapshot<'_>> {
+    guest.run(
+        "sysgenid-guest draw-on-change /dev/vmgenid > /run/drawer 2>&1 & \
+         sysgenid-guest await /run/drawer ready",
+        PATIENCE,
+    )?;
+    trace::start(&mut guest)?;
+    guest.snapshot()
+}
+
+/// When each of these happened first in a clone, once its program has drawn.
+fn first_times<const N: usize>(clone: &mut Vm, what: [&str; N]) -> Result<[u64; N]> {
+    clone.run("sysgenid-guest await /run/drawer drew", PATIENCE)?;
+    let events = trace::stop(clone)?;
+    let mut times = [0; N];
+    for (time, what) in times.iter_mut().zip(what) {
+        let found = events.iter().find(|event| event.what == what);
+        *time = found
+            .with_context(|| format!("the kernel did not record: {what}"))?
+            .monotonic_ns;
+    }
+    Ok(times)
 }

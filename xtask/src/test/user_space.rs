@@ -51,12 +51,14 @@ fn uevents(context: &Context<'_>) -> Result<()> {
     let mut guest = Guest::boot(context, Backend::Vmfork, &[])?;
     let listen = "sysgenid-guest uevents > /run/uevents 2>&1 & \
                   echo $! > /run/listener; sysgenid-guest await /run/uevents ready";
-    // Events come in order, so whatever was sent before this one is there once it is.
-    let mark = "echo change > /sys/class/misc/sysgenid/uevent; \
+    // The module sends its own soon after a change, not in it.
+    let await_both = "sysgenid-guest await /run/uevents SYSGENID_GENERATION=2; cat /run/uevents";
+    // That nothing comes is no event, so this takes its time.
+    let mark = "sleep 1; echo change > /sys/class/misc/sysgenid/uevent; \
                 sysgenid-guest await /run/uevents SYNTH_UUID; cat /run/uevents";
     guest.run(listen, PATIENCE)?;
     guest.run("sysgenid-guest bump /dev/vmgenid 2", PATIENCE)?;
-    let seen = guest.run(mark, PATIENCE)?;
+    let seen = guest.run(await_both, PATIENCE)?;
     for generation in 1..=2 {
         let wanted = format!("SYSGENID_GENERATION={generation}");
         ensure!(

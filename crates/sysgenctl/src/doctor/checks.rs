@@ -15,7 +15,7 @@ use crate::status::{Backend, Report, backends_of_module};
 
 /// The oldest kernels for the daemon and for the module.
 const FOR_DAEMON: (u32, u32) = (6, 9);
-const FOR_MODULE: (u32, u32) = (7, 2);
+const FOR_MODULE: (u32, u32) = (7, 3);
 
 /// Where the daemon may be installed.
 const DAEMON_PATHS: [&str; 4] = [
@@ -596,7 +596,7 @@ mod tests {
     fn why_the_module_is_not_to_be_had_is_said() {
         for (release, config, reason) in [
             ("7.3.4", "CONFIG_VMGENID=y\n", "built without CONFIG_RUST"),
-            ("6.12.1", "CONFIG_RUST=y\n", "takes 7.2"),
+            ("6.12.1", "CONFIG_RUST=y\n", "takes 7.3"),
         ] {
             let config = (format!("boot/config-{release}"), config);
             let diagnosis = diagnosis(&[(RELEASE, release), (&config.0, config.1)]);

@@ -12,6 +12,7 @@ use crate::abi::{PAGE_LIVE, PAGE_NOTICED};
 use crate::node::Node;
 use crate::outcome::{Outcome, fail, fails, holds, same, skip};
 use crate::process::{Event, Process};
+use crate::sys;
 use crate::sys::Mapping;
 
 pub(super) const CASES: &[Case] = &[
@@ -74,6 +75,11 @@ pub(super) const CASES: &[Case] = &[
         "an-executable-mapping-is-EPERM",
         &["mmap-executable"],
         an_executable_mapping,
+    ),
+    case(
+        "a-process-whose-reads-imply-exec-gets-a-mapping-to-read",
+        &["mmap-read-implies-exec"],
+        a_process_whose_reads_imply_exec,
     ),
     case(
         "a-mapping-cannot-become-writable",
@@ -296,6 +302,25 @@ fn an_executable_mapping(node: &Node) -> Outcome {
         fails("the mapping", mapping.map(drop), Errno::PERM)?;
     }
     Ok(())
+}
+
+fn a_process_whose_reads_imply_exec(node: &Node) -> Outcome {
+    let watcher = node.open(OFlags::RDONLY)?;
+    let expected = node.map()?.generation();
+    // In a process of its own, because that is what the personality belongs to.
+    let child = Process::spawn(move || {
+        sys::let_reads_imply_exec()?;
+        for flags in [MapFlags::SHARED, MapFlags::PRIVATE] {
+            let mapping = watcher.map_with(page_size(), ProtFlags::READ, flags, 0)?;
+            same("what it shows", mapping.generation(), expected)?;
+            let protection = MprotectFlags::READ | MprotectFlags::EXEC;
+            let what = format!("mprotect of a mapping ({flags:?}) to {protection:?}");
+            fails(&what, mapping.protect(protection), Errno::ACCESS)?;
+            mapping.generation();
+        }
+        Ok(())
+    })?;
+    child.join("a mapping of a process whose reads imply exec")
 }
 
 fn a_mapping_cannot_become_writable(node: &Node) -> Outcome {

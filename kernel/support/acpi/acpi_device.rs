@@ -15,6 +15,7 @@ use kernel::{
         Bound,
         Device, //
     },
+    devres,
     ffi::c_void,
     fmt,
     prelude::*,
@@ -172,39 +173,59 @@ impl Drop for Object {
 }
 
 /// What to do about the notifications of a device.
-pub(crate) trait Notify: Send + Sync {
+pub(crate) trait Notify: Send + Sync + 'static {
     /// Called in process context for each notification. Calls may overlap.
     fn notify(&self);
+}
+
+/// Has `target` called for each notification of a device until it is unbound, and once at once, for
+/// what happened before.
+///
+/// What listens belongs to the device, so nobody can keep it beyond its time.
+///
+/// # Errors
+///
+/// `ENODEV` if the interpreter refuses, or what making the target fails with.
+pub(crate) fn listen<T: Notify>(
+    device: &Device<Bound>,
+    companion: AcpiDevice<'_>,
+    target: impl PinInit<T, Error>,
+) -> Result {
+    devres::register(device, Handler::new(companion.handle, target), GFP_KERNEL)
 }
 
 /// A handler of the notifications of a device.
 ///
 /// # Invariants
 ///
-/// `notify_callback::<T>` is installed for the device, with a pointer to `target`.
+/// `notify_callback::<T>` is installed for the device with this handle, with a pointer to `target`. The
+/// handle is valid.
 #[pin_data(PinnedDrop)]
-pub(crate) struct NotifyHandler<'bound, T: Notify> {
-    device: AcpiDevice<'bound>,
+struct Handler<T: Notify> {
+    handle: bindings::acpi_handle,
     #[pin]
     target: T,
 }
 
-impl<'bound, T: Notify> NotifyHandler<'bound, T> {
-    /// Has `target` called from now on, and once at once, for what happened before.
-    pub(crate) fn new(
-        device: AcpiDevice<'bound>,
+// SAFETY: An ACPI handle may be used from any thread, and `T` is `Send`.
+unsafe impl<T: Notify> Send for Handler<T> {}
+
+impl<T: Notify> Handler<T> {
+    fn new(
+        handle: bindings::acpi_handle,
         target: impl PinInit<T, Error>,
     ) -> impl PinInit<Self, Error> {
-        // INVARIANT: The handler is installed last, and an error of that ends the initialisation.
+        // INVARIANT: The handler is installed last, and an error of that ends the initialisation. The
+        // device that the handle is of outlives this, for `listen` gives it to a device that is bound.
         try_pin_init!(Self {
-            device,
+            handle,
             target <- target,
             _: {
                 // SAFETY: The target is pinned, and the destructor removes the handler before the
                 // target is dropped.
                 let status = unsafe {
                     bindings::acpi_install_notify_handler(
-                        device.handle,
+                        *handle,
                         bindings::ACPI_DEVICE_NOTIFY,
                         Some(notify_callback::<T>),
                         core::ptr::from_ref::<T>(&target).cast_mut().cast(),
@@ -224,13 +245,13 @@ impl<'bound, T: Notify> NotifyHandler<'bound, T> {
 }
 
 #[pinned_drop]
-impl<T: Notify> PinnedDrop for NotifyHandler<'_, T> {
+impl<T: Notify> PinnedDrop for Handler<T> {
     fn drop(self: Pin<&mut Self>) {
         // SAFETY: By the type invariants the handler is installed. When this returns, no call of it
         // is running or to come.
         unsafe {
             bindings::acpi_remove_notify_handler(
-                self.device.handle,
+                self.handle,
                 bindings::ACPI_DEVICE_NOTIFY,
                 Some(notify_callback::<T>),
             )

@@ -43,8 +43,8 @@ impl WordPage {
         unsafe { bindings::kunmap_local(start) };
     }
 
-    /// Maps the page into `vma`, for reading and for ever so: the mapping can neither become
-    /// writable or executable nor grow, and is left out of core dumps.
+    /// Maps the page to the start of `vma`, for reading and for ever so: the mapping can neither
+    /// become writable or executable nor grow, and is left out of core dumps.
     ///
     /// # Errors
     ///
@@ -63,7 +63,7 @@ impl WordPage {
     ///
     /// # Safety
     ///
-    /// `fault` must be a fault in an area that [`map`](Self::map) has set up for this page.
+    /// `fault` must be a fault in an area that [`map`](Self::map) has set up, for this page or another.
     pub(crate) unsafe fn handle_fault(
         &self,
         fault: *mut bindings::vm_fault,

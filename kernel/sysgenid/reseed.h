@@ -2,6 +2,9 @@
 #ifndef _SYSGENID_RESEED_H
 #define _SYSGENID_RESEED_H
 
-int sysgenid_reseed(void);
+struct file;
+
+struct file *sysgenid_open_urandom(void);
+int sysgenid_reseed_by(struct file *urandom);
 
 #endif /* _SYSGENID_RESEED_H */

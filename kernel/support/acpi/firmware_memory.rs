@@ -71,10 +71,14 @@ impl<const N: usize> FirmwareMemory<N> {
     }
 
     fn map(address: u64) -> Result<Self, LocateError> {
+        const { assert!(N > 0 && N <= PAGE_SIZE) };
         // SAFETY: The root of the resource tree is set up at boot.
         let last_address = unsafe { bindings::iomem_resource.end };
         let in_page = address as usize % PAGE_SIZE;
-        if address == 0 || in_page > PAGE_SIZE - N || address > last_address - N as u64 {
+        let ends_within = address
+            .checked_add(N as u64 - 1)
+            .is_some_and(|last| last <= last_address);
+        if address == 0 || in_page > PAGE_SIZE - N || !ends_within {
             return Err(LocateError::Address(address));
         }
         // SAFETY: Mapping memory as such has no side effects, and what is mapped is what the firmware

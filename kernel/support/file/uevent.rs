@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Events for udev.
+//!
+//! C header: [`include/linux/kobject.h`](srctree/include/linux/kobject.h)
+
+use crate::workqueue::OwnedQueue;
+use core::mem;
+use kernel::{
+    bindings,
+    device::Device,
+    error::to_result,
+    impl_has_work,
+    new_mutex,
+    new_spinlock_irq,
+    new_work,
+    prelude::*,
+    str::CString,
+    sync::{
+        aref::ARef,
+        Arc,
+        Mutex,
+        SpinLockIrq, //
+    },
+    workqueue::{
+        Work,
+        WorkItem, //
+    }, //
+};
+
+/// How many events may be to come. If more are wanted, the oldest are left out.
+const PENDING: usize = 64;
+
+/// Sends `change` events of a device, each with one variable.
+///
+/// Sending may sleep, for as long as memory is short, so it is left to a work item: who wants an event
+/// does not wait for it.
+pub(crate) struct Uevents {
+    // The order is that of the end: when the queue is gone, nobody sends any more.
+    queue: OwnedQueue,
+    sender: Arc<Sender>,
+}
+
+/// Values that wait to be sent, the oldest first.
+struct Pending {
+    values: [u32; PENDING],
+    count: usize,
+}
+
+/// # Invariants
+///
+/// A device that is in here is registered.
+#[pin_data]
+struct Sender {
+    variable: &'static str,
+    #[pin]
+    pending: SpinLockIrq<Pending>,
+    #[pin]
+    device: Mutex<Option<ARef<Device>>>,
+    #[pin]
+    work: Work<Sender>,
+}
+
+impl_has_work! {
+    impl HasWork<Self> for Sender { self.work }
+}
+
+impl Uevents {
+    /// Events with the variable `variable`, of no device yet.
+    pub(crate) fn new(variable: &'static str) -> Result<Self> {
+        let sender = pin_init!(Sender {
+            variable,
+            pending <- new_spinlock_irq!(Pending::NONE, "sysgenid_uevents"),
+            // INVARIANT: There is no device.
+            device <- new_mutex!(None),
+            work <- new_work!("sysgenid_uevents"),
+        });
+        Ok(Self {
+            queue: OwnedQueue::new(c"sysgenid_uevents")?,
+            sender: Arc::pin_init(sender, GFP_KERNEL)?,
+        })
+    }
+
+    /// From now on events are sent of `device`.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` if events of another device are sent already.
+    ///
+    /// # Safety
+    ///
+    /// The device must be registered, and stay so until [`stop`](Self::stop) has returned.
+    pub(crate) unsafe fn start(&self, device: &Device) -> Result {
+        let mut place = self.sender.device.lock();
+        if place.is_some() {
+            return Err(EBUSY);
+        }
+        // INVARIANT: The caller promises it.
+        *place = Some(device.into());
+        Ok(())
+    }
+
+    /// From now on no events are sent, and none is being sent when this returns.
+    pub(crate) fn stop(&self) {
+        *self.sender.device.lock() = None;
+    }
+
+    /// Notes that an event with this value is to be sent, after those that were noted before.
+    ///
+    /// This and [`send`](Self::send) wait for nobody, in any context in which spin locks may be taken.
+    pub(crate) fn note(&self, value: u32) {
+        self.sender.pending.lock().push(value);
+    }
+
+    /// Has everything sent that was noted.
+    pub(crate) fn send(&self) {
+        // If the item is queued already, it finds what was noted since.
+        let _ = self.queue.enqueue(self.sender.clone());
+    }
+}
+
+impl Pending {
+    const NONE: Self = Self {
+        values: [0; PENDING],
+        count: 0,
+    };
+
+    fn push(&mut self, value: u32) {
+        if self.count == PENDING {
+            self.values.rotate_left(1);
+            self.count -= 1;
+        }
+        self.values[self.count] = value;
+        self.count += 1;
+    }
+}
+
+impl WorkItem for Sender {
+    type Pointer = Arc<Self>;
+
+    fn run(sender: Arc<Self>) {
+        loop {
+            let pending = mem::replace(&mut *sender.pending.lock(), Pending::NONE);
+            if pending.count == 0 {
+                return;
+            }
+            for value in &pending.values[..pending.count] {
+                if let Err(error) = sender.send(*value) {
+                    pr_warn!("no uevent with {}={value}: {error:?}\n", sender.variable);
+                }
+            }
+        }
+    }
+}
+
+impl Sender {
+    /// Sends an event, if there is a device; else it does not even allocate memory for it.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, or what the kernel's own filters of events return.
+    fn send(&self, value: u32) -> Result {
+        let device = self.device.lock();
+        let Some(device) = &*device else {
+            return Ok(());
+        };
+        let variable = CString::try_from_fmt(fmt!("{}={value}", self.variable))?;
+        // `Device` is a transparent wrapper of `struct device`.
+        let device = core::ptr::from_ref::<Device>(device)
+            .cast_mut()
+            .cast::<bindings::device>();
+        let mut environment = [
+            variable.as_char_ptr().cast_mut(),
+            core::ptr::null_mut(), //
+        ];
+        // SAFETY: By the type invariants the device is registered, and it stays so while the lock is
+        // held. The environment is a null-terminated array of strings that are only read.
+        to_result(unsafe {
+            bindings::kobject_uevent_env(
+                &raw mut (*device).kobj,
+                bindings::kobject_action_KOBJ_CHANGE,
+                environment.as_mut_ptr(),
+            )
+        })
+    }
+}
