@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::daemon::{Daemon, Setup, Supervision};
 use common::process;
@@ -207,5 +207,32 @@ fn a_report_that_grows_while_it_is_opened_is_not_cut() {
         ended.store(true, Ordering::Relaxed);
         assert_eq!(cut, [0, 0], "of 2000 reports each");
     });
+    daemon.stop();
+}
+
+#[test]
+#[ignore = "needs root and /dev/fuse; cargo xtask test runs it"]
+fn the_metrics_say_for_how_long_somebody_has_been_outdated() {
+    let daemon = start(Supervision::None);
+    let node = daemon.node("host");
+    let path = node.with_file_name("metrics");
+    let seconds = || -> f64 {
+        let length = path.metadata().unwrap().len();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.len() as u64, length, "{text}");
+        let sample = "sysgenid_outdated_seconds{instance=\"host\"} ";
+        let line = text.lines().find_map(|line| line.strip_prefix(sample));
+        line.unwrap_or_else(|| panic!("{text}")).parse().unwrap()
+    };
+    let watcher = Watcher::open(&node).unwrap();
+    watcher.track(true).unwrap();
+    assert!(seconds() == 0.0);
+    let began = Instant::now();
+    watcher.trigger(0).unwrap();
+    thread::sleep(Duration::from_millis(20));
+    let outdated = seconds();
+    assert!(outdated >= 0.02 && outdated <= began.elapsed().as_secs_f64());
+    watcher.acknowledge(watcher.read().unwrap()).unwrap();
+    assert!(seconds() == 0.0);
     daemon.stop();
 }

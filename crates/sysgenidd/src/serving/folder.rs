@@ -83,10 +83,8 @@ impl Server {
             return;
         }
         let handle = REPORT | self.instance.accounts().state().new_handle(0).raw();
-        let text = self
-            .reports
-            .take_told(file)
-            .unwrap_or_else(|| self.write_report(file));
+        let draft = self.reports.take_told(file);
+        let text = self.write_report(file, draft);
         if self.reports.open(handle, user, text).is_err() {
             self.connection.refuse(unique, Errno::MFILE);
             return;
@@ -113,28 +111,37 @@ impl Server {
                 .answer_bytes(unique, part(text, offset, size)),
             // A process before this one had it open.
             None => {
-                let text = self.write_report(file);
+                let text = self.write_report(file, None);
                 let bytes = part(text.as_bytes(), offset, size);
                 self.connection.answer_bytes(unique, bytes);
             }
         }
     }
 
-    /// The length of a report that is written for it, and kept for whoever opens it next.
+    /// The length of a report that is drafted for it, and kept for whoever opens it next.
     fn tell_length(&mut self, file: File) -> u64 {
-        let text = self.write_report(file);
-        let length = u64::try_from(text.len()).unwrap_or(u64::MAX);
-        self.reports.tell(file, text);
+        let draft = self.draft_report(file);
+        let length = u64::try_from(draft.len()).unwrap_or(u64::MAX);
+        self.reports.tell(file, draft);
         length
     }
 
-    fn write_report(&self, file: File) -> String {
+    /// A report as long as it will be, without what is too much work for everybody who looks at its size.
+    fn draft_report(&self, file: File) -> String {
         match file {
             File::Node(_) => String::new(),
             File::Watchers => report::watchers(&self.instance),
             File::Status => report::status(&self.instance, &self.common.backends),
             File::Metrics => report::metrics(&self.instance, &self.common.backends),
         }
+    }
+
+    fn write_report(&self, file: File, draft: Option<String>) -> String {
+        let mut text = draft.unwrap_or_else(|| self.draft_report(file));
+        if file == File::Metrics {
+            report::add_oldest(&mut text, &self.instance);
+        }
+        text
     }
 
     /// Lists the reports. The nodes are found by their names only: programs that walk a tree and read all that

@@ -141,9 +141,8 @@ pub fn status(instance: &Instance, backends: &SharedReports) -> String {
     text
 }
 
-/// The same in the OpenMetrics text format.
+/// The same in the OpenMetrics text format, complete but for what [`add_oldest`] adds.
 pub fn metrics(instance: &Instance, backends: &SharedReports) -> String {
-    let oldest = oldest_outdated(instance).map_or(Duration::ZERO, age);
     let accounts = instance.accounts();
     let registry = accounts.registry();
     let mut text = String::new();
@@ -200,7 +199,7 @@ pub fn metrics(instance: &Instance, backends: &SharedReports) -> String {
         "outdated_seconds",
         "gauge",
         "For how long the tracked watcher that is furthest behind has been outdated.",
-        &one(format!("{:014.3}", oldest.as_secs_f64())),
+        &one(seconds(Duration::ZERO)),
     );
     if registry.epoch() != Epoch::START {
         let when = SystemTime::now()
@@ -242,6 +241,26 @@ pub fn metrics(instance: &Instance, backends: &SharedReports) -> String {
     }
     text.push_str("# EOF\n");
     text
+}
+
+/// Puts into the metrics for how long somebody has been outdated. That takes a walk over all watchers, which is
+/// for who reads them and not for who looks at their size: it has the width of the zeros that stand there.
+pub fn add_oldest(metrics: &mut String, instance: &Instance) {
+    const SAMPLE: &str = "\nsysgenid_outdated_seconds{";
+    let Some(oldest) = oldest_outdated(instance) else {
+        return;
+    };
+    let (zeros, value) = (seconds(Duration::ZERO), seconds(age(oldest)));
+    let sample = metrics.find(SAMPLE).unwrap_or(metrics.len());
+    if let Some(within) = metrics[sample..].find(&zeros) {
+        let start = sample + within;
+        metrics.replace_range(start..start + zeros.len(), &value);
+    }
+}
+
+/// A duration in seconds, of always the same width.
+fn seconds(duration: Duration) -> String {
+    format!("{:014.3}", duration.as_secs_f64())
 }
 
 fn lock(backends: &SharedReports) -> std::sync::MutexGuard<'_, Vec<Backend>> {
