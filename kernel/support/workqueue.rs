@@ -4,16 +4,16 @@
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
-use core::{
-    ops::Deref,
-    ptr::NonNull, //
-};
+use core::ptr::NonNull;
 use kernel::{
     bindings,
     ffi::c_int,
     prelude::*,
     str::CStr,
-    workqueue::Queue, //
+    workqueue::{
+        Queue,
+        RawWorkItem, //
+    }, //
 };
 
 /// A work queue that carries out one item at a time and needs no memory to do so.
@@ -45,14 +45,15 @@ impl OwnedQueue {
         // INVARIANT: It was just made.
         NonNull::new(queue).map(Self).ok_or(ENOMEM)
     }
-}
 
-impl Deref for OwnedQueue {
-    type Target = Queue;
-
-    fn deref(&self) -> &Queue {
+    /// Queues an item, to be carried out soon. There is none to be carried out later: the timer of such an
+    /// item would outlive the queue.
+    pub(crate) fn enqueue<W>(&self, item: W) -> W::EnqueueOutput
+    where
+        W: RawWorkItem<0> + Send + 'static,
+    {
         // SAFETY: By the type invariants the queue is valid for as long as `self` is.
-        unsafe { Queue::from_raw(self.0.as_ptr()) }
+        unsafe { Queue::from_raw(self.0.as_ptr()) }.enqueue(item)
     }
 }
 

@@ -73,7 +73,7 @@ pub(crate) fn options(node: Node, instance: Arc<Instance>) -> miscdevice::Option
         name,
         mode: node.default_mode(),
         data: NodeData { node, instance },
-        uevents: None,
+        events: None,
         resumed: None,
     }
 }
@@ -136,6 +136,7 @@ impl miscdevice::Device for Description {
 
     fn open(file: &File, data: &NodeData) -> Result<KBox<Self>> {
         restarted_wait::forget();
+        data.instance.prepare();
         // Everything that can fail comes before the watcher counts.
         let memory = KBox::new_uninit(GFP_KERNEL_ACCOUNT)?;
         let instance = data.instance.clone();

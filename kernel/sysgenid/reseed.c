@@ -5,7 +5,8 @@
  * add_vmfork_randomness(), which does it for the kernel's own driver, is not
  * there for modules. The one other way is the ioctl of /dev/urandom. The file
  * is opened early and kept: where a restore has to be told of, no path is
- * walked, and nothing in user space that judges opens is asked.
+ * walked, and nothing in user space that judges opens is asked. (So the file
+ * system of /dev is in use for as long as this is loaded.)
  *
  * This is C for the sake of scoped_with_init_fs() and
  * scoped_with_kernel_creds(), which are macros.

@@ -33,7 +33,10 @@ use sysgenid_core::{
     abi,
     Node, //
 };
-use uevent::Uevents;
+use uevent::{
+    DeviceEvents,
+    Uevents, //
+};
 
 #[path = "../support/capability.rs"]
 mod capability;
@@ -104,7 +107,7 @@ pub extern "C" fn sysgenid_reseed() {
 /// From now on something notices restores, which the page says to every program at once.
 ///
 /// For backends, once they can notice one. Each call is to be taken back by one of
-/// `sysgenid_unregister_backend()`. Any context, as above.
+/// `sysgenid_unregister_backend()`. Process context; may sleep.
 #[no_mangle]
 pub extern "C" fn sysgenid_register_backend() {
     if let Some(instance) = INSTANCE.get() {
@@ -125,31 +128,31 @@ struct Sysgenid {
     // them open by then, for an open node pins this module.
     _publication: Publication<Instance>,
     instance: Arc<Instance>,
-    uevents: Option<Arc<Uevents>>,
+    events: Option<DeviceEvents>,
 }
 
 impl Serve for Sysgenid {
     type Device = Description;
 
     fn start() -> Result<Self> {
-        let uevents = Arc::new(Uevents::new(abi::UEVENT_VARIABLE)?, GFP_KERNEL)?;
-        let instance = Arc::pin_init(Instance::new(uevents.clone()), GFP_KERNEL)?;
+        let (uevents, events) = Uevents::new(abi::UEVENT_VARIABLE)?;
+        let instance = Arc::pin_init(Instance::new(uevents), GFP_KERNEL)?;
         let wanted = module_parameters::uevents.value() != 0;
         Ok(Self {
             _publication: INSTANCE.publish(instance.clone()),
             instance,
-            uevents: wanted.then_some(uevents),
+            events: wanted.then_some(events),
         })
     }
 
-    fn devices(&self) -> impl IntoIterator<Item = Options<Description>> {
+    fn devices(&mut self) -> impl IntoIterator<Item = Options<Description>> {
         let vmgenid = Options {
             // One of them is enough.
             resumed: Some(|data: &NodeData| data.instance.resumed()),
             ..node::options(Node::Vmgenid, self.instance.clone())
         };
         let sysgenid = Options {
-            uevents: self.uevents.clone(),
+            events: self.events.take(),
             ..node::options(Node::Sysgenid, self.instance.clone())
         };
         [vmgenid, sysgenid]

@@ -113,7 +113,7 @@ impl platform::Driver for AcpiDriver {
                 );
                 EINVAL
             })?;
-            acpi_device::listen(device, companion, VmGenerationId::new(guid))?;
+            companion.listen(VmGenerationId::new(guid))?;
             // What is registered last goes first.
             devres::register(device, Backend::register(), GFP_KERNEL)?;
             Ok(try_pin_init!(Listener {}? Error))

@@ -4,10 +4,7 @@
 //!
 //! C header: [`include/acpi/acpixf.h`](srctree/include/acpi/acpixf.h)
 
-use core::{
-    marker::PhantomData,
-    slice, //
-};
+use core::slice;
 use kernel::{
     bindings,
     container_of,
@@ -26,7 +23,7 @@ use kernel::{
 #[derive(Clone, Copy)]
 pub(crate) struct AcpiDevice<'bound> {
     handle: bindings::acpi_handle,
-    _device: PhantomData<&'bound Device<Bound>>,
+    device: &'bound Device<Bound>,
 }
 
 // SAFETY: An ACPI handle may be used from any thread.
@@ -76,9 +73,9 @@ impl<'bound> AcpiDevice<'bound> {
     /// The ACPI companion of a device, if it has one.
     pub(crate) fn of(device: &'bound Device<Bound>) -> Option<Self> {
         // `Device` is a transparent wrapper of `struct device`.
-        let device = core::ptr::from_ref(device).cast::<bindings::device>();
+        let raw = core::ptr::from_ref(device).cast::<bindings::device>();
         // SAFETY: The device is valid, and its firmware node does not change while it is bound.
-        let node = unsafe { (*device).fwnode };
+        let node = unsafe { (*raw).fwnode };
         // SAFETY: The function takes null and any valid node.
         if !unsafe { bindings::is_acpi_device_node(node) } {
             return None;
@@ -88,7 +85,7 @@ impl<'bound> AcpiDevice<'bound> {
         Some(Self {
             // SAFETY: The companion is valid while the device is bound.
             handle: unsafe { (*companion).handle },
-            _device: PhantomData,
+            device,
         })
     }
 
@@ -148,6 +145,18 @@ impl<'bound> AcpiDevice<'bound> {
         }
         Ok(Object(buffer.pointer.cast()))
     }
+
+    /// Has `target` called for each notification of the device until it is unbound, and once at once, for
+    /// what happened before.
+    ///
+    /// What listens belongs to the device, so nobody can keep it beyond its time.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` if the interpreter refuses, or what making the target fails with.
+    pub(crate) fn listen<T: Notify>(&self, target: impl PinInit<T, Error>) -> Result {
+        devres::register(self.device, Handler::new(self.handle, target), GFP_KERNEL)
+    }
 }
 
 /// What a method returned.
@@ -178,22 +187,6 @@ pub(crate) trait Notify: Send + Sync + 'static {
     fn notify(&self);
 }
 
-/// Has `target` called for each notification of a device until it is unbound, and once at once, for
-/// what happened before.
-///
-/// What listens belongs to the device, so nobody can keep it beyond its time.
-///
-/// # Errors
-///
-/// `ENODEV` if the interpreter refuses, or what making the target fails with.
-pub(crate) fn listen<T: Notify>(
-    device: &Device<Bound>,
-    companion: AcpiDevice<'_>,
-    target: impl PinInit<T, Error>,
-) -> Result {
-    devres::register(device, Handler::new(companion.handle, target), GFP_KERNEL)
-}
-
 /// A handler of the notifications of a device.
 ///
 /// # Invariants
@@ -216,7 +209,7 @@ impl<T: Notify> Handler<T> {
         target: impl PinInit<T, Error>,
     ) -> impl PinInit<Self, Error> {
         // INVARIANT: The handler is installed last, and an error of that ends the initialisation. The
-        // device that the handle is of outlives this, for `listen` gives it to a device that is bound.
+        // device that the handle is of outlives this, for `listen` gives this to that device.
         try_pin_init!(Self {
             handle,
             target <- target,

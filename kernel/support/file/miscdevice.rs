@@ -10,7 +10,7 @@
 //! [`include/linux/pm_domain.h`](srctree/include/linux/pm_domain.h)
 
 use crate::{
-    uevent::Uevents,
+    uevent::DeviceEvents,
     vma::{
         self,
         Area, //
@@ -41,10 +41,7 @@ use kernel::{
     mm::virt::VmaNew,
     prelude::*,
     seq_file::SeqFile,
-    sync::{
-        poll::PollTable,
-        Arc, //
-    },
+    sync::poll::PollTable,
     types::{
         ForeignOwnable,
         Opaque, //
@@ -112,7 +109,7 @@ pub(crate) trait Serve: Send + Sync + Sized + 'static {
     fn start() -> Result<Self>;
 
     /// The devices, to be registered in this order.
-    fn devices(&self) -> impl IntoIterator<Item = Options<Self::Device>>;
+    fn devices(&mut self) -> impl IntoIterator<Item = Options<Self::Device>>;
 }
 
 /// A misc device to register.
@@ -123,17 +120,20 @@ pub(crate) struct Options<T: Device> {
     pub(crate) mode: u16,
     /// The state that all openers of the device share.
     pub(crate) data: T::Data,
-    /// What sends events of this device, and of no other.
-    pub(crate) uevents: Option<Arc<Uevents>>,
+    /// What sends events of this device.
+    pub(crate) events: Option<DeviceEvents>,
     /// Called when the machine has resumed from hibernation: as a copy of what was saved, maybe of many.
     /// No program has run since. May sleep.
+    ///
+    /// The kernel calls it in other cases, too: where a hibernation was given up after devices were
+    /// stopped, and where Xen has saved, restored or migrated the machine.
     pub(crate) resumed: Option<fn(&T::Data)>,
 }
 
 /// A module with registered misc devices.
 ///
-/// It can only be what a module *is*: there the kernel drops it before the code of the devices goes,
-/// which nobody can keep it from, as one who owned it could.
+/// It is meant to be what a module *is*, the type that `module!` names: there the kernel drops it before
+/// the code of the devices goes, which nobody can keep it from, as one who owned it could.
 pub(crate) struct MiscModule<S: Serve> {
     // The order is that of unloading.
     _served: S,
@@ -142,16 +142,22 @@ pub(crate) struct MiscModule<S: Serve> {
 
 impl<S: Serve> kernel::Module for MiscModule<S> {
     fn init(_module: &'static ThisModule) -> Result<Self> {
-        let served = S::start()?;
-        let mut registrations = KVec::new();
+        let mut served = S::start()?;
+        let mut registrations: KVec<Pin<KBox<Registration<S::Device>>>> = KVec::new();
         for options in served.devices() {
             let name = options.name;
-            let registered = KBox::pin_init(Registration::new(options), GFP_KERNEL)
-                .and_then(|registration| Ok(registrations.push(registration, GFP_KERNEL)?));
+            // The room comes first: once a device is registered, somebody may have it open.
+            let registered = registrations
+                .reserve(1, GFP_KERNEL)
+                .map_err(Error::from)
+                .and_then(|()| KBox::pin_init(Registration::new(options), GFP_KERNEL));
             match registered {
-                Ok(()) => {}
+                Ok(registration) => {
+                    let pushed = registrations.push_within_capacity(registration);
+                    debug_assert!(pushed.is_ok());
+                }
                 Err(error) if registrations.is_empty() => return Err(error),
-                // Somebody may have an earlier one open by now, so this must not fail any more.
+                // For the same reason this must not fail any more.
                 Err(error) => pr_err!("there is no /dev/{name}: {error:?}\n"),
             }
         }
@@ -166,9 +172,8 @@ impl<S: Serve> kernel::Module for MiscModule<S> {
 ///
 /// # Invariants
 ///
-/// `misc` is registered, and stands first, so that a pointer to it is a pointer to the whole. `uevents`,
-/// if there are any, send events of it and of no other, and stop before it is deregistered.
-/// `pm_domain` is that of its device.
+/// `misc` is registered, and stands first, so that a pointer to it is a pointer to the whole. `events`, if
+/// there are any, are of it, and stop before it is deregistered. `pm_domain` is that of its device.
 #[repr(C)]
 #[pin_data(PinnedDrop)]
 struct Registration<T: Device> {
@@ -177,7 +182,7 @@ struct Registration<T: Device> {
     #[pin]
     pm_domain: Opaque<bindings::dev_pm_domain>,
     resumed: Option<fn(&T::Data)>,
-    uevents: Option<Arc<Uevents>>,
+    events: Option<DeviceEvents>,
     data: T::Data,
 }
 
@@ -193,15 +198,14 @@ impl<T: Device> Registration<T> {
             name,
             mode,
             data,
-            uevents,
+            events,
             resumed,
         } = options;
-        let events = uevents.clone();
-        // INVARIANT: `misc` is initialised last but for what needs it, and an error of its registration
-        // ends the initialisation; what comes after undoes it if it fails.
+        // INVARIANT: `misc` is initialised last, and an error of its registration ends the initialisation.
+        // What comes after that cannot fail.
         try_pin_init!(&this in Self {
             data,
-            uevents,
+            events,
             resumed,
             pm_domain: Opaque::new(bindings::dev_pm_domain {
                 ops: bindings::dev_pm_ops {
@@ -210,7 +214,7 @@ impl<T: Device> Registration<T> {
                 },
                 ..pin_init::zeroed()
             }),
-            misc <- Opaque::try_ffi_init(move |slot: *mut bindings::miscdevice| {
+            misc <- Opaque::try_ffi_init(move |slot: *mut bindings::miscdevice| -> Result {
                 let mut misc = MiscDeviceOptions { name }.into_raw::<Adapter<T>>();
                 misc.mode = mode;
                 misc.fops = Adapter::<T>::FILE_OPERATIONS;
@@ -221,15 +225,11 @@ impl<T: Device> Registration<T> {
                 to_result(unsafe { bindings::misc_register(slot) })?;
                 // SAFETY: The device is registered.
                 let device = unsafe { (*slot).this_device };
-                if let Some(events) = events {
+                // SAFETY: The field is initialised, and only ever shared.
+                if let Some(events) = unsafe { &(*this.as_ptr()).events } {
                     // SAFETY: The device is registered, and the destructor stops the events before it
                     // deregisters it.
-                    let started = unsafe { events.start(DriverDevice::from_raw(device)) };
-                    if let Err(error) = started {
-                        // SAFETY: The device is registered, and an error ends the initialisation.
-                        unsafe { bindings::misc_deregister(slot) };
-                        return Err(error);
-                    }
+                    unsafe { events.start(DriverDevice::from_raw(device)) };
                 }
                 // SAFETY: The device is registered and no driver is bound to it. The domain is
                 // initialised, and the destructor takes it away.
@@ -274,8 +274,8 @@ unsafe extern "C" fn restore_callback<T: Device>(device: *mut bindings::device) 
 #[pinned_drop]
 impl<T: Device> PinnedDrop for Registration<T> {
     fn drop(self: Pin<&mut Self>) {
-        if let Some(uevents) = &self.uevents {
-            uevents.stop();
+        if let Some(events) = &self.events {
+            events.stop();
         }
         let misc = self.misc.get();
         // SAFETY: By the type invariants the device is registered.

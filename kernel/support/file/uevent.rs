@@ -31,7 +31,7 @@ use kernel::{
 /// How many events may be to come. If more are wanted, the oldest are left out.
 const PENDING: usize = 64;
 
-/// Sends `change` events of a device, each with one variable.
+/// Sends `change` events of a device, each with one variable. This is the half of those who want events.
 ///
 /// Sending may sleep, for as long as memory is short, so it is left to a work item: who wants an event
 /// does not wait for it.
@@ -40,6 +40,9 @@ pub(crate) struct Uevents {
     queue: OwnedQueue,
     sender: Arc<Sender>,
 }
+
+/// The half of the one device that events are of.
+pub(crate) struct DeviceEvents(Arc<Sender>);
 
 /// Values that wait to be sent, the oldest first.
 struct Pending {
@@ -67,7 +70,7 @@ impl_has_work! {
 
 impl Uevents {
     /// Events with the variable `variable`, of no device yet.
-    pub(crate) fn new(variable: &'static str) -> Result<Self> {
+    pub(crate) fn new(variable: &'static str) -> Result<(Self, DeviceEvents)> {
         let sender = pin_init!(Sender {
             variable,
             pending <- new_spinlock_irq!(Pending::NONE, "sysgenid_uevents"),
@@ -75,34 +78,10 @@ impl Uevents {
             device <- new_mutex!(None),
             work <- new_work!("sysgenid_uevents"),
         });
-        Ok(Self {
-            queue: OwnedQueue::new(c"sysgenid_uevents")?,
-            sender: Arc::pin_init(sender, GFP_KERNEL)?,
-        })
-    }
-
-    /// From now on events are sent of `device`.
-    ///
-    /// # Errors
-    ///
-    /// `EBUSY` if events of another device are sent already.
-    ///
-    /// # Safety
-    ///
-    /// The device must be registered, and stay so until [`stop`](Self::stop) has returned.
-    pub(crate) unsafe fn start(&self, device: &Device) -> Result {
-        let mut place = self.sender.device.lock();
-        if place.is_some() {
-            return Err(EBUSY);
-        }
-        // INVARIANT: The caller promises it.
-        *place = Some(device.into());
-        Ok(())
-    }
-
-    /// From now on no events are sent, and none is being sent when this returns.
-    pub(crate) fn stop(&self) {
-        *self.sender.device.lock() = None;
+        let sender = Arc::pin_init(sender, GFP_KERNEL)?;
+        let events = DeviceEvents(sender.clone());
+        let queue = OwnedQueue::new(c"sysgenid_uevents")?;
+        Ok((Self { queue, sender }, events))
     }
 
     /// Notes that an event with this value is to be sent, after those that were noted before.
@@ -116,6 +95,23 @@ impl Uevents {
     pub(crate) fn send(&self) {
         // If the item is queued already, it finds what was noted since.
         let _ = self.queue.enqueue(self.sender.clone());
+    }
+}
+
+impl DeviceEvents {
+    /// From now on events are sent of `device`.
+    ///
+    /// # Safety
+    ///
+    /// The device must be registered, and stay so until [`stop`](Self::stop) has returned.
+    pub(crate) unsafe fn start(&self, device: &Device) {
+        // INVARIANT: The caller promises it.
+        *self.0.device.lock() = Some(device.into());
+    }
+
+    /// From now on no events are sent, and none is being sent when this returns.
+    pub(crate) fn stop(&self) {
+        *self.0.device.lock() = None;
     }
 }
 

@@ -13,6 +13,7 @@ use kernel::{
         to_result, //
     },
     ffi::c_int,
+    pr_err_once,
     prelude::*,
     sync::SetOnce,
     time::{
@@ -64,47 +65,48 @@ impl Drop for Urandom {
 
 /// The way to the kernel's random number generator.
 pub(crate) struct Generator {
-    /// Opened when this is made, or later if there was no `/dev/urandom` yet.
     urandom: SetOnce<Urandom>,
 }
 
 impl Generator {
-    /// Finds the way. Says so in the log if there is none yet.
+    /// Finds the way, if there is one yet.
     pub(crate) fn new() -> Self {
-        let urandom = SetOnce::new();
-        match Urandom::open() {
-            Ok(file) => {
-                urandom.populate(file);
-            }
-            Err(error) => {
-                pr_warn!("cannot open /dev/urandom ({error:?}): trying again at the next change\n");
-            }
-        }
-        Self { urandom }
+        let generator = Self {
+            urandom: SetOnce::new(),
+        };
+        generator.prepare();
+        generator
     }
 
-    fn try_reseed(&self) -> Result {
-        if let Some(urandom) = self.urandom.as_ref() {
-            return urandom.reseed();
+    /// Finds the way, if that was not possible before: `/dev` may come later than this module.
+    ///
+    /// May sleep, also until user space lets `/dev/urandom` be opened.
+    pub(crate) fn prepare(&self) {
+        if self.urandom.as_ref().is_some() {
+            return;
         }
-        let urandom = Urandom::open()?;
-        urandom.reseed()?;
-        // Where two come at once, the file of the second is closed again.
-        self.urandom.populate(urandom);
-        Ok(())
+        if let Ok(urandom) = Urandom::open() {
+            // Where two come at once, the file of the second is closed again.
+            self.urandom.populate(urandom);
+        }
     }
 
     /// Reseeds the generator, so that what was mixed in comes into effect, and the time with it. May
-    /// sleep, but waits for nothing in user space once `/dev/urandom` is open.
+    /// sleep, but waits for nothing in user space.
     ///
-    /// Says so in the log if it fails, which keeps nobody from changing the generation.
+    /// Says so in the log, once, if it fails, which keeps nobody from changing the generation.
     pub(crate) fn reseed(&self) {
         entropy::mix(&RealTime::ktime_get().to_ne_bytes());
         entropy::mix(&BootTime::ktime_get().to_ne_bytes());
-        if let Err(error) = self.try_reseed() {
-            pr_err!(
-                "cannot reseed the random number generator ({error:?}): until it reseeds itself, \
-                 within a minute, clones of this machine may draw the same random bytes\n"
+        let reseeded = match self.urandom.as_ref() {
+            Some(urandom) => urandom.reseed(),
+            None => Err(ENOENT),
+        };
+        if let Err(error) = reseeded {
+            pr_err_once!(
+                "cannot reseed the random number generator by /dev/urandom ({error:?}): until it \
+                 reseeds itself, within a minute, clones of this machine may draw the same random \
+                 bytes\n"
             );
         }
     }

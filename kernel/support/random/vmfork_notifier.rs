@@ -2,6 +2,11 @@
 
 //! The kernel's own notice that this virtual machine was forked.
 //!
+//! Limits: on device tree machines the kernel's driver (as of Linux 7.3) tells of a fork in the handler of
+//! an interrupt, by a chain whose lock may sleep, and takes that lock only where somebody has registered,
+//! be it this or WireGuard. A kernel that looks for such things complains, and a fork at the very moment
+//! at which somebody registers or leaves may hang the machine. That is the driver's to mend.
+//!
 //! C header: [`include/linux/random.h`](srctree/include/linux/random.h)
 
 use core::marker::PhantomData;
@@ -33,8 +38,8 @@ pub(crate) trait VmFork: Send + Sync + 'static {
 
 /// A module with a registered notifier.
 ///
-/// It can only be what a module *is*: there the kernel drops it before the code of the notifier goes,
-/// which nobody can keep it from, as one who owned it could.
+/// It is meant to be what a module *is*, the type that `module!` names: there the kernel drops it before
+/// the code of the notifier goes, which nobody can keep it from, as one who owned it could.
 #[pin_data]
 pub(crate) struct VmForkModule<T: VmFork> {
     // The order is that of unloading.
