@@ -11,11 +11,12 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use common::daemon::{Daemon, Setup, Supervision};
 use common::watcher::{Page, Watcher};
 use common::{eventually, process};
+use rustix::fs::FlockOperation;
 use rustix::process::Signal;
 use sysgenid_core::PageWord;
 
@@ -245,4 +246,33 @@ fn change_version(state: &Path) {
     let mut byte = [0];
     state.read_exact_at(&mut byte, 0).unwrap();
     state.write_all_at(&[byte[0] ^ 0x55], 0).unwrap();
+}
+
+/// What renews the copies of a page may outlive the daemon that has started it, with an old page in its hand.
+#[test]
+#[ignore = "needs root and /dev/fuse; cargo xtask test runs it"]
+fn a_copy_is_renewed_by_one_process_at_a_time_whoever_has_started_it() {
+    let daemon = Daemon::start(&Setup {
+        supervision: Supervision::None,
+        passthrough: false,
+        published: false,
+        environment: Vec::new(),
+    });
+    let watcher = Watcher::open(&daemon.node("host")).unwrap();
+    let copy = watcher.map().unwrap();
+    // From now on the kernel has a copy, which it does not ask for again.
+    assert_eq!(copy.generation(), 0);
+    let page = File::open(daemon.directory().join(".keep/host/page")).unwrap();
+    rustix::fs::flock(&page, FlockOperation::LockExclusive).unwrap();
+    std::thread::scope(|scope| {
+        let trigger = scope.spawn(|| watcher.trigger(0));
+        // That it does not return is no event, so this takes its time.
+        std::thread::sleep(Duration::from_millis(300));
+        let meanwhile = (trigger.is_finished(), copy.generation());
+        rustix::fs::flock(&page, FlockOperation::Unlock).unwrap();
+        trigger.join().unwrap().unwrap();
+        assert_eq!(meanwhile, (false, 0));
+    });
+    assert_eq!(copy.generation(), 1);
+    daemon.stop();
 }

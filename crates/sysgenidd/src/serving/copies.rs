@@ -6,11 +6,13 @@
 //! answered its READ, and cannot be killed meanwhile. So it is done by a process of its own: the daemon
 //! goes on, and if it dies just then, it is gone at once and its successor can answer.
 
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::fs::FlockOperation;
 use rustix::io;
 use rustix::process::{Pid, PidfdFlags};
 
@@ -43,6 +45,10 @@ pub fn run() -> anyhow::Result<()> {
     let device = std::io::stdin().as_fd().try_clone_to_owned()?;
     let file = std::io::stdout().as_fd().try_clone_to_owned()?;
     let connection = Connection::resume(device);
+    // One that a daemon before this one has started may still be about to store what is old by now: after
+    // this, it would take programs back. It is waited for, also by way of the daemon that has started this.
+    let one_at_a_time = File::open("/proc/self/fd/1")?;
+    rustix::fs::flock(&one_at_a_time, FlockOperation::LockExclusive)?;
     let original = Page::from_fd(file)?;
     loop {
         let word = original.word();
