@@ -59,6 +59,11 @@ impl Agent {
         }
     }
 
+    /// Ends the connection, so that another can be made.
+    pub(crate) fn disconnect(&self) {
+        let _ = self.lines.get_ref().shutdown(std::net::Shutdown::Both);
+    }
+
     /// Waits until the agent answers.
     pub(crate) fn wait_until_ready(&mut self, timeout: Duration) -> Result<()> {
         self.ask(Order::Ping, timeout, &mut |_| ())

@@ -113,6 +113,7 @@ impl Environment {
             memory_mib: 384,
             guid: None,
             acpi_tables: Vec::new(),
+            disk: None,
             vmclock: None,
         }
     }

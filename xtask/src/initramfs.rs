@@ -23,6 +23,7 @@ use crate::tree::Tree;
 /// they need.
 const STOCK_MODULES: &[&str] = &[
     "ptp_vmclock",
+    "virtio_blk",
     "wireguard",
     "ip6_udp_tunnel",
     "libchacha",
@@ -32,7 +33,8 @@ const STOCK_MODULES: &[&str] = &[
     "udp_tunnel",
 ];
 
-/// The first program: mounts what a system has, then hands over to busybox's init.
+/// The first program: mounts what a system has, then hands over to busybox's init. A machine with a disk goes on from
+/// what was hibernated to it, if there is that, and the rest is not run.
 const INIT: &str = r"#!/bin/sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
@@ -46,6 +48,10 @@ mount -t tracefs tracefs /sys/kernel/tracing
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 ip link set lo up
 hostname guest
+if grep -qx 0x0002 /sys/bus/virtio/devices/*/device; then
+    modprobe virtio_blk
+    cat /sys/class/block/vda/dev > /sys/power/resume
+fi
 exec /bin/init
 ";
 

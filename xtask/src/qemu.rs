@@ -35,11 +35,17 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a guest may take to boot: emulated, on a busy machine.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How long the agent of one that may have resumed from its disk takes to answer, before it is connected to anew.
+const AGENT_TIMEOUT: Duration = Duration::from_secs(8);
+
 /// How long QEMU may take until its sockets are there.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a guest may take to go down by itself.
 const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a guest may take to write its memory to its disk.
+const HIBERNATION_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The longest path that a Unix socket may have.
 const LONGEST_SOCKET_PATH: usize = 107;
@@ -59,6 +65,8 @@ pub(crate) struct Machine {
     pub(crate) guid: Option<String>,
     /// Compiled ACPI tables to add to the firmware's.
     pub(crate) acpi_tables: Vec<PathBuf>,
+    /// A disk, as a file; `None`: the machine has none.
+    pub(crate) disk: Option<PathBuf>,
     /// The vmclock device; `None`: the machine has none.
     pub(crate) vmclock: Option<Vmclock>,
 }
@@ -87,7 +95,11 @@ impl Vm {
     /// Boots a machine and waits until its agent answers. Its files go to `folder`.
     pub(crate) fn boot(tree: &Tree, machine: &Machine, folder: &Path) -> Result<Self> {
         let mut vm = Self::start(tree, machine, folder, Start::Boot, false)?;
-        vm.wait_until_booted()?;
+        if machine.disk.is_some() {
+            vm.wait_until_resumed()?;
+        } else {
+            vm.wait_until_booted()?;
+        }
         Ok(vm)
     }
 
@@ -179,6 +191,19 @@ impl Vm {
         ready.with_context(|| progress::last_lines(&self.console_log()))
     }
 
+    /// The same for a guest that may resume from its disk: it may have missed then that somebody had connected.
+    fn wait_until_resumed(&mut self) -> Result<()> {
+        let deadline = Instant::now() + BOOT_TIMEOUT;
+        while self.agent.wait_until_ready(AGENT_TIMEOUT).is_err() {
+            if Instant::now() > deadline {
+                return self.wait_until_booted();
+            }
+            self.agent.disconnect();
+            self.agent = Agent::new(UnixStream::connect(socket(&self.folder, "agent"))?);
+        }
+        Ok(())
+    }
+
     /// Runs a command in the guest and returns what it printed.
     ///
     /// # Errors
@@ -216,6 +241,24 @@ impl Vm {
     /// Lets the guest go down by itself.
     pub(crate) fn power_off(mut self) -> Result<()> {
         self.agent.outcome("poweroff", POWER_OFF_TIMEOUT)?;
+        self.wait_until_down()
+    }
+
+    /// Has the guest write its memory to its disk, and go down.
+    pub(crate) fn hibernate(mut self) -> Result<()> {
+        let order = "echo disk > /sys/power/state";
+        // Only one that goes on answers.
+        if let Ok(outcome) = self.agent.outcome(order, HIBERNATION_TIMEOUT) {
+            bail!(
+                "the guest did not hibernate: {}; {}",
+                outcome.output.trim(),
+                progress::last_lines(&self.console_log())
+            );
+        }
+        self.wait_until_down()
+    }
+
+    fn wait_until_down(&mut self) -> Result<()> {
         let deadline = Instant::now() + POWER_OFF_TIMEOUT;
         while self.child.try_wait()?.is_none() {
             if Instant::now() > deadline {
@@ -325,6 +368,11 @@ fn add_arguments(command: &mut Command, machine: &Machine, folder: &Path) {
     }
     for table in &machine.acpi_tables {
         command.args(["-acpitable", &format!("file={}", table.display())]);
+    }
+    if let Some(disk) = &machine.disk {
+        // Nothing of it is needed any more when this machine crashes.
+        let drive = format!("if=virtio,format=raw,cache=unsafe,file={}", disk.display());
+        command.args(["-drive", &drive]);
     }
 }
 

@@ -58,6 +58,8 @@ enum Program {
     DrawOnChange { node: String },
     /// Look by a probe until the machine was restored, and draw random bytes when it is time to
     Look,
+    /// Look until the machine has resumed from hibernation, and draw random bytes at once
+    LookForResume,
     /// Print the kernel's uevents of the nodes
     Uevents,
     /// Make the ioctls as a 32-bit program does
@@ -115,6 +117,7 @@ fn main() -> Result<()> {
         Program::Churn { node, rounds } => probes::churn(&node, rounds),
         Program::DrawOnChange { node } => probes::draw_on_change(&node),
         Program::Look => probes::look(),
+        Program::LookForResume => probes::look_for_resume(),
         Program::Uevents => probes::uevents(),
         Program::Compat { node } => probes::compat(&node),
         Program::Bench {

@@ -24,6 +24,7 @@ use sysgenid_core::abi;
 use sysgenid_guest::event::Sighting;
 
 use crate::clock::monotonic_ns;
+use crate::clock::slept_ns;
 use crate::compat;
 use crate::node::Node;
 use crate::node::Page;
@@ -118,17 +119,13 @@ pub(crate) fn draw_on_change(path: &str) -> Result<()> {
     Ok(())
 }
 
-/// The processor for [`look`]; the other one is for interrupts.
+/// The processor for programs that look without a pause; the other one is for interrupts.
 const LOOKING: usize = 1;
 
 /// Looks by a probe until the machine was restored, as a program does before each use of a secret, and draws a new secret.
 /// Prints `ready` and the vmclock device that the probe has, then a [`Sighting`].
 pub(crate) fn look() -> Result<()> {
-    // It must be what goes on when the machine does, and not wait its turn until the notice is there.
-    rustix::process::setpriority_process(None, -20)?;
-    let mut processor = CpuSet::new();
-    processor.set(LOOKING);
-    rustix::thread::sched_setaffinity(None, &processor)?;
+    go_first()?;
     let probe = Probe::open()?;
     let before = probe.stamp();
     match probe.vmclock() {
@@ -144,16 +141,61 @@ pub(crate) fn look() -> Result<()> {
     let seen_in_generation = probe.generation().get();
     let after = probe.stamp_for_rebuild(&before);
     let drawn_ns = monotonic_ns();
-    let mut drawn = [0; 16];
-    rustix::rand::getrandom(&mut drawn, rustix::rand::GetRandomFlags::empty())?;
-    let sighting = Sighting {
+    report(&Sighting {
         seen_ns,
         seen_in_generation,
         drawn_ns,
         drawn_in_generation: after.generation().get(),
-        drawn: hexadecimal(&drawn),
-    };
-    println!("{}", serde_json::to_string(&sighting)?);
+        drawn: draw()?,
+    })
+}
+
+/// How long a machine that was hibernated has slept at least: it took longer than this to start.
+const HIBERNATED_NS: u64 = 1_000_000_000;
+
+/// Looks until the machine has slept, at the page last, and draws random bytes at once, whatever the page says. Prints
+/// `ready`, then a [`Sighting`].
+pub(crate) fn look_for_resume() -> Result<()> {
+    go_first()?;
+    let page = Page::map(UNTRACKED_NODE)?;
+    println!("ready");
+    std::io::stdout().flush()?;
+    while slept_ns() < HIBERNATED_NS {
+        std::hint::spin_loop();
+    }
+    let seen_in_generation = page.generation();
+    let seen_ns = monotonic_ns();
+    let drawn = draw()?;
+    let drawn_ns = monotonic_ns();
+    let drawn_in_generation = page.generation();
+    report(&Sighting {
+        seen_ns,
+        seen_in_generation,
+        drawn_ns,
+        drawn_in_generation,
+        drawn,
+    })
+}
+
+/// Makes this program the one that goes on when the machine does, so that it does not wait its turn until the notice is
+/// there.
+fn go_first() -> Result<()> {
+    rustix::process::setpriority_process(None, -20)?;
+    let mut processor = CpuSet::new();
+    processor.set(LOOKING);
+    rustix::thread::sched_setaffinity(None, &processor)?;
+    Ok(())
+}
+
+/// Draws from the kernel's generator.
+fn draw() -> Result<String> {
+    let mut drawn = [0; 16];
+    rustix::rand::getrandom(&mut drawn, rustix::rand::GetRandomFlags::empty())?;
+    Ok(hexadecimal(&drawn))
+}
+
+fn report(sighting: &Sighting) -> Result<()> {
+    println!("{}", serde_json::to_string(sighting)?);
     Ok(())
 }
 

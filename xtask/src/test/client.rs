@@ -11,7 +11,6 @@ use std::time::Duration;
 use anyhow::Context as _;
 use anyhow::Result;
 use anyhow::ensure;
-use sysgenid_guest::event::Sighting;
 
 use crate::host_daemon::HostDaemon;
 use crate::host_packages;
@@ -24,6 +23,7 @@ use crate::test::Context;
 use crate::test::Test;
 use crate::test::guest::Backend;
 use crate::test::guest::Guest;
+use crate::test::sighting;
 use crate::test::skip;
 use crate::tree::Tree;
 use crate::vmclock::Vmclock;
@@ -120,9 +120,6 @@ fn on_the_module(context: &Context<'_>) -> Result<()> {
     guest.finish()
 }
 
-/// What a program that looks reports to.
-const SIGHTING: &str = "/run/sighting";
-
 /// How many clones there are at most until two of them saw a restore by the page first.
 const CLONES: u32 = 8;
 
@@ -141,22 +138,17 @@ fn by_vmclock(context: &Context<'_>) -> Result<()> {
         PATIENCE,
     )?;
     // A page without a counter, which is what QEMU has, is not looked at.
-    look(&mut guest, "without a vmclock")?;
+    sighting::look(&mut guest, "look", "without a vmclock")?;
     guest.run("kill $(cat /run/looker)", PATIENCE)?;
     guest.count_generations()?;
-    look(&mut guest, "with /dev/vmclock0")?;
+    sighting::look(&mut guest, "look", "with /dev/vmclock0")?;
 
     let mut snapshot = guest.snapshot()?;
     let mut drawn = BTreeSet::new();
     let mut seen_by_the_page = 0;
     for clones in 1.. {
         let mut clone = snapshot.clone_machine()?;
-        let report = clone.run(
-            &format!("sysgenid-guest await {SIGHTING} drawn && tail -n 1 {SIGHTING}"),
-            PATIENCE,
-        )?;
-        let sighting: Sighting = serde_json::from_str(report.trim())
-            .with_context(|| format!("the program that looks reported: {report}"))?;
+        let sighting = sighting::report(&mut clone)?;
         ensure!(
             sighting.drawn_in_generation == 1 && sighting.drawn_ns > sighting.seen_ns,
             "it did not wait for the notice: {sighting:?}"
@@ -178,17 +170,6 @@ fn by_vmclock(context: &Context<'_>) -> Result<()> {
             "in {clones} clones the page was faster than the notice {seen_by_the_page} times"
         );
     }
-    Ok(())
-}
-
-fn look(guest: &mut Guest<'_>, expected: &str) -> Result<()> {
-    guest.run(
-        &format!(
-            "sysgenid-guest look > {SIGHTING} 2>&1 & echo $! > /run/looker; \
-             sysgenid-guest await {SIGHTING} '{expected}'"
-        ),
-        PATIENCE,
-    )?;
     Ok(())
 }
 

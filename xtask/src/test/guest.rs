@@ -161,6 +161,13 @@ impl<'a> Guest<'a> {
         })
     }
 
+    /// Has the guest hibernate to its disk, and checks the kernel's log.
+    pub(crate) fn hibernate(self) -> Result<()> {
+        let path = self.vm.console_log();
+        self.vm.hibernate()?;
+        check_log(&std::fs::read_to_string(path)?)
+    }
+
     /// Checks the kernel's log and lets the guest go down.
     pub(crate) fn finish(self) -> Result<()> {
         let path = self.vm.console_log();

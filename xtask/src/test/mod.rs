@@ -11,6 +11,7 @@ mod conformance;
 mod daemon;
 mod firmware;
 mod guest;
+mod hibernation;
 mod host_daemon;
 mod in_tree;
 mod interop;
@@ -18,6 +19,7 @@ mod known_limits;
 mod lifetime;
 mod passed;
 mod restore;
+mod sighting;
 mod suite;
 mod survival;
 mod user_space;
@@ -191,6 +193,7 @@ pub(crate) fn run(cache: &Cache, options: &Options) -> Result<()> {
         in_tree::TESTS,
         conformance::TESTS,
         restore::TESTS,
+        hibernation::TESTS,
         lifetime::TESTS,
         user_space::TESTS,
         firmware::TESTS,
