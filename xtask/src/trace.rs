@@ -33,7 +33,8 @@ for probe in 'p:ours/interrupt acpi_irq' 'p:ours/notified add_vmfork_randomness'
     echo "$probe" >> kprobe_events 2>/dev/null || true
 done
 chain=$(sed -n 's/ . vmfork_chain$//p' /proc/kallsyms)
-echo "chain == 0x$chain" > events/ours/bump/filter
+{ echo "chain == 0x$chain" > events/ours/bump/filter; } 2>/dev/null ||
+    echo '-:ours/bump' >> kprobe_events 2>/dev/null || true
 echo 1 > events/ours/enable
 echo 1 > events/sched/sched_waking/enable
 echo > trace
