@@ -63,13 +63,13 @@ pub(crate) struct Instance {
     backends: LockedBy<usize, Registry>,
     /// What is reseeded before a change that the kernel has not noticed.
     generator: Generator,
-    /// What tells udev of changes.
-    uevents: Uevents,
+    /// What tells udev of changes, if it is to be told.
+    uevents: Option<Uevents>,
 }
 
 impl Instance {
     /// An instance at generation 0 that tells of changes through `uevents`.
-    pub(crate) fn new(uevents: Uevents) -> impl PinInit<Self, kernel::error::Error> {
+    pub(crate) fn new(uevents: Option<Uevents>) -> impl PinInit<Self, kernel::error::Error> {
         try_pin_init!(Self {
             registry <- new_spinlock_irq!(Registry::new(), "sysgenid_registry"),
             history: LockedBy::new(&registry, History::new()),
@@ -153,11 +153,15 @@ impl Instance {
         let now = BootTime::ktime_get().unsigned_abs();
         self.history.access_mut(&mut registry).note(epoch, now);
         self.store_page(&registry);
-        self.uevents.note(change.generation.get());
+        if let Some(uevents) = &self.uevents {
+            uevents.note(change.generation.get());
+        }
         drop(registry);
         self.changed.notify_all();
         self.settled.wake_all();
-        self.uevents.send();
+        if let Some(uevents) = &self.uevents {
+            uevents.send();
+        }
     }
 
     /// Stores what the accounts say. Under the lock, so that the page never goes back.

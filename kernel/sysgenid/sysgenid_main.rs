@@ -135,13 +135,17 @@ impl Serve for Sysgenid {
     type Device = Description;
 
     fn start() -> Result<Self> {
-        let (uevents, events) = Uevents::new(abi::UEVENT_VARIABLE)?;
+        let (uevents, events) = if module_parameters::uevents.value() == 0 {
+            (None, None)
+        } else {
+            let (uevents, events) = Uevents::new(abi::UEVENT_VARIABLE)?;
+            (Some(uevents), Some(events))
+        };
         let instance = Arc::pin_init(Instance::new(uevents), GFP_KERNEL)?;
-        let wanted = module_parameters::uevents.value() != 0;
         Ok(Self {
             _publication: INSTANCE.publish(instance.clone()),
             instance,
-            events: wanted.then_some(events),
+            events,
         })
     }
 
