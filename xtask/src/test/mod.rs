@@ -18,6 +18,7 @@ mod interop;
 mod known_limits;
 mod lifetime;
 mod passed;
+mod refused;
 mod restore;
 mod sighting;
 mod suite;
@@ -191,6 +192,7 @@ enum End {
 pub(crate) fn run(cache: &Cache, options: &Options) -> Result<()> {
     let guest_tests: &[&[Test]] = &[
         in_tree::TESTS,
+        refused::TESTS,
         conformance::TESTS,
         restore::TESTS,
         hibernation::TESTS,
