@@ -5,6 +5,7 @@
 //! `checks` needs neither root nor network; `host_daemon`, and what of `client` runs on this machine, needs root, and
 //! is skipped without. The other files each prove one subject in guests.
 
+mod checkpoint;
 mod checks;
 mod client;
 mod conformance;
@@ -196,6 +197,7 @@ pub(crate) fn run(cache: &Cache, options: &Options) -> Result<()> {
         conformance::TESTS,
         restore::TESTS,
         hibernation::TESTS,
+        checkpoint::TESTS,
         lifetime::TESTS,
         user_space::TESTS,
         firmware::TESTS,
