@@ -43,6 +43,12 @@ pub(crate) const TESTS: &[Test] = &[
         "nobody who is told of a restore keeps programs from knowing of it",
         programs_know_before_others,
     ),
+    Test::new("a change looks for no file (sysgenid_vmfork)", |context| {
+        needs_no_file(context, Backend::Vmfork)
+    }),
+    Test::new("a change looks for no file (sysgenid_acpi)", |context| {
+        needs_no_file(context, Backend::Acpi)
+    }),
 ];
 
 /// How long a guest that is the same machine as before is watched. That nothing happens can only be seen for a
@@ -179,4 +185,21 @@ fn first_times<const N: usize>(clone: &mut Vm, what: [&str; N]) -> Result<[u64; 
             .monotonic_ns;
     }
     Ok(times)
+}
+
+/// Whoever provides a path may be slow, gone, or a hostile file system: what a change needs was found before.
+fn needs_no_file(context: &Context<'_>, backend: Backend) -> Result<()> {
+    let mut guest = Guest::boot(context, backend, &[])?;
+    guest.run(
+        "touch /run/nothing && mount --bind /run/nothing /dev/urandom && ! [ -c /dev/urandom ] && \
+         sysgenid-guest bump /dev/sysgenid",
+        PATIENCE,
+    )?;
+    guest = guest.snapshot()?.restore()?;
+    guest.run(
+        "timeout 20 sh -c 'until [ $(sysgenid-guest generation /dev/sysgenid) = 2 ]; do usleep 100000; done'",
+        PATIENCE,
+    )?;
+    // The module would say in the log that it cannot reseed.
+    guest.finish()
 }
