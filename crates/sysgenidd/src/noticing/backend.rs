@@ -106,6 +106,10 @@ pub struct Seen {
 /// The position of what was there and went away: whatever it says when it is back, it is another.
 pub const GONE: u64 = u64::MAX;
 
+/// The position that is stored of what went away, when the change for that is still to be made. No backend comes
+/// to it, so it is a doubt for a successor, whether the backend is back by then or not.
+pub const LOST: u64 = GONE - 1;
+
 /// Where the backends find what they watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {

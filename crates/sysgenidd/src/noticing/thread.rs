@@ -20,7 +20,7 @@ use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::io::Errno;
 
 use super::authority::{Authority, Cause, Doubt, Presence};
-use super::backend::GONE;
+use super::backend::{GONE, LOST};
 use super::presence::{Arrivals, Sign};
 use super::reseed::{self, Differences, Fresh};
 use super::{Backend, Error, Kind, Settings};
@@ -488,6 +488,17 @@ impl Work {
         }
     }
 
+    /// Stores, before a backend is opened again, that it was lost, if the change for that is still to be made.
+    /// To open it may be to make it anew in the kernel, and then nothing else would tell a successor.
+    fn note_loss(&mut self, kind: Kind) {
+        let is_lost = self.positions[kind as usize] == Some(GONE);
+        let stored = &mut self.stored[kind as usize];
+        if is_lost && stored.is_some_and(|at| at != GONE && at != LOST) {
+            *stored = Some(LOST);
+            self.machine.note(self.stored);
+        }
+    }
+
     fn collect_positions(&mut self) {
         for (&kind, watched) in &self.watched {
             if let Some(backend) = &watched.backend {
@@ -602,6 +613,7 @@ impl Work {
                 );
                 continue;
             }
+            self.note_loss(kind);
             match super::open(kind, &settings, position) {
                 Ok(backend) => self.opened(kind, backend),
                 Err(error) => self.miss(kind, false, &error),
@@ -1041,6 +1053,37 @@ mod tests {
             Cause::Doubt(Doubt::CountAnew)
         );
         noticing.stop(false);
+    }
+
+    #[test]
+    fn a_loss_is_stored_before_what_was_lost_is_made_anew() {
+        let world = World::new();
+        let plan = world.plan(&[Kind::Kprobe]);
+        let noticing = world.start(plan.clone(), Positions::default());
+        world.tracing.set(None);
+        noticing.look_now();
+        world.listener.wait_for_changes(1);
+        let of_the_probe = |said: &Said| match said {
+            Said::Change(_, positions) | Said::Note(positions) => positions[Kind::Kprobe as usize],
+            Said::Noticed(_) => None,
+        };
+        let stored: Vec<_> = world
+            .listener
+            .wait(|_| true)
+            .iter()
+            .filter_map(of_the_probe)
+            .collect();
+        noticing.stop(false);
+        // Where it began, that it was lost, and that it is gone, with the change.
+        assert_eq!(stored, [0, LOST, GONE], "{stored:?}");
+        // Who begins at the second finds the probe as it was in the beginning, and changes all the same.
+        world.tracing.set(Some("0 0"));
+        let mut positions = Positions::default();
+        positions[Kind::Kprobe as usize] = Some(LOST);
+        let successor = world.start(plan, positions);
+        let causes = world.listener.wait_for_changes(2);
+        assert_eq!(causes[1], Cause::Doubt(Doubt::CountAnew));
+        successor.stop(false);
     }
 
     #[test]

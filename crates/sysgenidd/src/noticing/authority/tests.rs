@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use super::*;
-use crate::noticing::backend::GONE;
+use crate::noticing::backend::{GONE, LOST};
 
 const MILLISECOND: u64 = 1_000_000;
 
@@ -238,6 +238,8 @@ impl<R: Rule> World<R> {
         self.kernel = there;
         if there {
             if self.known.kernel.replace(self.notices).is_some() {
+                // The loss is stored before the probe is made anew.
+                self.stored.kernel = self.stored.kernel.map(|_| LOST);
                 self.rule.doubt(Doubt::CountAnew);
             } else {
                 self.stored.kernel = Some(self.notices);
@@ -371,7 +373,7 @@ impl<R: Rule> World<R> {
         }
         if kernel {
             // One that was made anew was the last thing that its predecessor did.
-            if self.known.kernel.is_none() {
+            if self.known.kernel.is_none_or(|at| at == LOST) {
                 self.rule.doubt(Doubt::CountAnew);
                 self.known.kernel = Some(self.notices);
             }
@@ -587,6 +589,25 @@ proptest! {
         }
         world.check()?;
     }
+}
+
+/// Found by the test above: the successor saw a probe as it had been in the beginning.
+#[test]
+fn a_daemon_that_dies_after_it_has_found_again_what_was_lost_hides_nothing() {
+    let restore = Restore {
+        kernel: 0,
+        kernel_tells: true,
+        parent: None,
+    };
+    let actions = [
+        Action::Kernel(true),
+        Action::Restore(restore),
+        Action::Kernel(false),
+        Action::Pass(0),
+        Action::Kernel(true),
+        Action::Die,
+    ];
+    live::<Authority>(false, false, Presence::Absent, &actions).unwrap();
 }
 
 #[test]
