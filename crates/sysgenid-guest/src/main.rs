@@ -8,6 +8,7 @@ mod cast;
 mod clock;
 mod compat;
 mod footprint;
+mod fuzz;
 mod limits;
 mod node;
 mod probes;
@@ -54,6 +55,16 @@ enum Program {
     Exercise { node: String },
     /// Open and close, then bump and acknowledge, so many times
     Churn { node: String, rounds: u32 },
+    /// Make random calls from several threads, and check the accounts in the end
+    Fuzz {
+        nodes: Vec<String>,
+        #[arg(long, default_value_t = 1_000_000)]
+        calls: u64,
+        #[arg(long)]
+        seed: u64,
+        #[arg(long, default_value_t = 4)]
+        threads: u64,
+    },
     /// Draw random bytes as soon as the generation changes
     DrawOnChange { node: String },
     /// Look by a probe until the machine was restored, and draw random bytes when it is time to
@@ -115,6 +126,12 @@ fn main() -> Result<()> {
         Program::Hold { node, mapped } => probes::hold(&node, mapped),
         Program::Exercise { node } => probes::exercise(&node),
         Program::Churn { node, rounds } => probes::churn(&node, rounds),
+        Program::Fuzz {
+            nodes,
+            calls,
+            seed,
+            threads,
+        } => fuzz::run(&nodes, calls, seed, threads),
         Program::DrawOnChange { node } => probes::draw_on_change(&node),
         Program::Look => probes::look(),
         Program::LookForResume => probes::look_for_resume(),

@@ -29,7 +29,7 @@ pub(crate) const TESTS: &[Test] = &[
 /// What the stock kernel offers for finding bugs: red zones, poison and consistency checks around
 /// every object, freed memory overwritten, a fence around sampled objects, and a panic at the first
 /// complaint.
-const BUG_FINDERS: &[&str] = &[
+pub(crate) const BUG_FINDERS: &[&str] = &[
     "slub_debug=FZPU",
     "init_on_alloc=1",
     "init_on_free=1",
@@ -53,7 +53,7 @@ const UEVENTS_OFF: &str = "uevents are turned off";
 
 /// Examines both nodes. Each is examined on a module that nobody has used, for the generation of a new
 /// node is part of the contract.
-fn both_conform(guest: &mut Guest<'_>) -> Result<()> {
+pub(crate) fn both_conform(guest: &mut Guest<'_>) -> Result<()> {
     for node in ["/dev/vmgenid", "/dev/sysgenid"] {
         conform(guest, node, "", "--fresh", UEVENTS_ON)?;
         conform(

@@ -11,6 +11,7 @@ mod client;
 mod conformance;
 mod daemon;
 mod firmware;
+mod fuzz;
 mod guest;
 mod hibernation;
 mod host_daemon;
@@ -44,6 +45,7 @@ use crate::programs::Programs;
 use crate::progress;
 use crate::progress::Step;
 use crate::table;
+use crate::test::fuzz::RandomCalls;
 use crate::test::passed::Passed;
 
 /// What to test.
@@ -67,6 +69,8 @@ pub(crate) struct Options {
     /// Only print the tests' names
     #[arg(long)]
     list: bool,
+    #[command(flatten)]
+    random_calls: RandomCalls,
 }
 
 /// One test: a name that says what it proves, and how.
@@ -98,6 +102,7 @@ impl Test {
 pub(crate) struct Context<'a> {
     cache: &'a Cache,
     choice: &'a Choice,
+    random_calls: RandomCalls,
     programs: OnceCell<Result<Programs, String>>,
     with_driver: OnceCell<Result<Environment, String>>,
     without_driver: OnceCell<Result<Environment, String>>,
@@ -105,10 +110,11 @@ pub(crate) struct Context<'a> {
 }
 
 impl<'a> Context<'a> {
-    fn new(cache: &'a Cache, choice: &'a Choice) -> Self {
+    fn new(cache: &'a Cache, options: &'a Options) -> Self {
         Self {
             cache,
-            choice,
+            choice: &options.choice,
+            random_calls: options.random_calls.clone(),
             programs: OnceCell::new(),
             with_driver: OnceCell::new(),
             without_driver: OnceCell::new(),
@@ -201,6 +207,7 @@ pub(crate) fn run(cache: &Cache, options: &Options) -> Result<()> {
         lifetime::TESTS,
         user_space::TESTS,
         firmware::TESTS,
+        fuzz::TESTS,
         daemon::TESTS,
         client::TESTS,
         interop::TESTS,
@@ -243,7 +250,7 @@ pub(crate) fn run(cache: &Cache, options: &Options) -> Result<()> {
         }
     }
 
-    let context = Context::new(cache, &options.choice);
+    let context = Context::new(cache, options);
     let mut results = Vec::new();
     for (index, test) in tests.iter().enumerate() {
         let step = Step::start(&format!("[{}/{}] {}", index + 1, tests.len(), test.name));
