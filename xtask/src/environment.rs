@@ -12,6 +12,8 @@ use crate::guid;
 use crate::initramfs;
 use crate::kernel::Choice;
 use crate::kernel::Kernel;
+use crate::kernel::debug;
+use crate::kernel::debug::Hunt;
 use crate::modules;
 use crate::modules::Modules;
 use crate::programs::Programs;
@@ -27,7 +29,14 @@ pub(crate) struct Environment {
     modules: Option<Modules>,
     programs: Programs,
     initramfs: PathBuf,
+    memory_mib: u32,
 }
+
+/// How much memory a guest has, in MiB.
+const MEMORY_MIB: u32 = 384;
+
+/// How much it has where the kernel keeps books about it.
+const DEBUG_MEMORY_MIB: u32 = 1024;
 
 impl Environment {
     /// Prepares guests with the modules in them, with exactly the kernel that is wanted.
@@ -76,6 +85,21 @@ impl Environment {
         Self::of(cache, tree, kernel, None, &self.programs)
     }
 
+    /// Prepares guests with a kernel that looks for bugs, made from the source of this one's, with the
+    /// modules and those with bugs to be found.
+    pub(crate) fn on_a_debug_kernel(&self, cache: &Cache, hunt: Hunt) -> Result<Self> {
+        let _lock = cache.lock("prepare")?;
+        let tree = self.tree.clone();
+        let build_folder = debug::prepare(cache, &tree, &self.modules()?.build_folder, hunt)?;
+        let kernel = build_folder.kernel.clone();
+        let modules = modules::build_with_defects(cache, &tree, build_folder)?;
+        let environment = Self::of(cache, tree, kernel, Some(modules), &self.programs)?;
+        Ok(Self {
+            memory_mib: DEBUG_MEMORY_MIB,
+            ..environment
+        })
+    }
+
     fn of(
         cache: &Cache,
         tree: Tree,
@@ -90,6 +114,7 @@ impl Environment {
             modules,
             programs: programs.clone(),
             initramfs,
+            memory_mib: MEMORY_MIB,
         })
     }
 
@@ -110,7 +135,7 @@ impl Environment {
             kernel: self.kernel.image(),
             initramfs: self.initramfs.clone(),
             append: Vec::new(),
-            memory_mib: 384,
+            memory_mib: self.memory_mib,
             guid: None,
             acpi_tables: Vec::new(),
             disk: None,

@@ -12,7 +12,6 @@ use anyhow::Result;
 use crate::cache;
 use crate::cache::Cache;
 use crate::kernel::Kernel;
-use crate::modules;
 use crate::modules::Modules;
 use crate::programs;
 use crate::programs::Programs;
@@ -135,9 +134,9 @@ fn add_modules(
         std::fs::write(folder.join(list), "")?;
     }
     if let Some(modules) = modules {
-        for name in modules::NAMES {
-            let target = folder.join("updates").join(format!("{name}.ko"));
-            std::fs::copy(modules.file(name), target)?;
+        for file in modules.files() {
+            let name = file.file_name().context("a module has a name")?;
+            std::fs::copy(&file, folder.join("updates").join(name))?;
         }
     }
     for name in STOCK_MODULES {

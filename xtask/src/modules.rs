@@ -2,6 +2,7 @@
 
 //! Builds the kernel modules of this repository with the kernel's own build system.
 
+use std::path::Path;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -21,12 +22,19 @@ pub(crate) struct Modules {
     /// What they were built against.
     pub(crate) build_folder: BuildFolder,
     folder: PathBuf,
+    defects: Vec<PathBuf>,
 }
 
 impl Modules {
     /// The file of a module.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.folder.join(format!("{name}.ko"))
+    }
+
+    /// The files of all modules.
+    pub(crate) fn files(&self) -> impl Iterator<Item = PathBuf> {
+        let ours = NAMES.iter().map(|name| self.file(name));
+        ours.chain(self.defects.iter().cloned())
     }
 }
 
@@ -62,21 +70,13 @@ pub(crate) fn build_for_some_kernel(
 fn build_for(cache: &Cache, tree: &Tree, build_folder: BuildFolder) -> Result<Modules> {
     let release = &build_folder.kernel.version.release;
     let folder = cache.target().join("modules").join(release);
-    std::fs::create_dir_all(&folder)?;
-    progress::run_logged(
-        &format!("build the modules for {release}"),
-        &cache.log("modules")?,
-        build_folder
-            .make_command(tree)
-            .arg("-C")
-            .arg(build_folder.build())
-            .arg(format!("M={}", cache.repository().join("kernel").display()))
-            .arg(format!("MO={}", folder.display()))
-            .arg("modules"),
-    )?;
+    let source = cache.repository().join("kernel");
+    let step = format!("build the modules for {release}");
+    make(cache, tree, &build_folder, &step, &source, &folder)?;
     let modules = Modules {
         build_folder,
         folder,
+        defects: Vec::new(),
     };
     for name in NAMES {
         let file = modules.file(name);
@@ -85,4 +85,56 @@ fn build_for(cache: &Cache, tree: &Tree, build_folder: BuildFolder) -> Result<Mo
         })?;
     }
     Ok(modules)
+}
+
+/// The modules whose bugs are to be found: in C, and in Rust.
+const DEFECTS: [&str; 2] = ["defects", "defects_rust"];
+
+/// Builds the modules for one kernel, and those whose bugs are to be found.
+pub(crate) fn build_with_defects(
+    cache: &Cache,
+    tree: &Tree,
+    build_folder: BuildFolder,
+) -> Result<Modules> {
+    let modules = build_for(cache, tree, build_folder)?;
+    let folder = modules.folder.join("defects");
+    let source = cache.repository().join("xtask/kernels/defects");
+    make(
+        cache,
+        tree,
+        &modules.build_folder,
+        "build the modules with the defects",
+        &source,
+        &folder,
+    )?;
+    Ok(Modules {
+        defects: DEFECTS
+            .iter()
+            .map(|name| folder.join(format!("{name}.ko")))
+            .collect(),
+        ..modules
+    })
+}
+
+/// Has the kernel's build system build a folder of modules into another.
+fn make(
+    cache: &Cache,
+    tree: &Tree,
+    build_folder: &BuildFolder,
+    step: &str,
+    source: &Path,
+    folder: &Path,
+) -> Result<()> {
+    std::fs::create_dir_all(folder)?;
+    progress::run_logged(
+        step,
+        &cache.log("modules")?,
+        build_folder
+            .make_command(tree)
+            .arg("-C")
+            .arg(build_folder.build())
+            .arg(format!("M={}", source.display()))
+            .arg(format!("MO={}", folder.display()))
+            .arg("modules"),
+    )
 }

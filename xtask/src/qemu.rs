@@ -32,8 +32,8 @@ use sysgenid_guest::protocol::PORT_NAME;
 /// How long an ordinary step in a guest may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long a guest may take to boot: emulated, on a busy machine.
-const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long a guest may take to boot: emulated, on a busy machine, with a kernel that looks for bugs.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// How long the agent of one that may have resumed from its disk takes to answer, before it is connected to anew.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(8);

@@ -75,6 +75,13 @@ mount --bind "$repository" "$tree$repository"
 exec chroot "$tree" "$@"
 "#;
 
+/// Installs packages in the tree.
+const INSTALL: &str = r#"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -o APT::Sandbox::User=root
+apt-get install --yes --no-install-recommends -o APT::Sandbox::User=root "$@"
+"#;
+
 /// With what a tree was made.
 #[derive(Serialize, Deserialize, PartialEq)]
 struct Stamp {
@@ -169,10 +176,36 @@ impl Tree {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// Installs more packages, for what few runs do. They are called by one name.
+    pub(crate) fn add(&self, cache: &Cache, name: &str, packages: &[&str]) -> Result<()> {
+        // Inside, so that it goes when the tree does.
+        let stamp = self
+            .root
+            .join("var/lib")
+            .join(format!("sysgenid-{name}.stamp"));
+        let wanted: Vec<String> = packages.iter().map(ToString::to_string).collect();
+        if cache::read_stamp::<Vec<String>>(&stamp).as_ref() == Some(&wanted) {
+            return Ok(());
+        }
+        self.use_the_hosts_resolver();
+        progress::run_logged(
+            &format!("install {name} in the tree"),
+            &cache.log(&format!("tree-{name}"))?,
+            self.command("sh")
+                .args(["-euxc", INSTALL, "install"])
+                .args(packages),
+        )?;
+        cache::write_stamp(&stamp, &wanted)
+    }
+
+    /// The tree has no name resolution of its own.
+    fn use_the_hosts_resolver(&self) {
+        let _ = std::fs::copy("/etc/resolv.conf", self.root.join("etc/resolv.conf"));
+    }
+
     /// Brings the tree's package lists up to date.
     pub(crate) fn update_package_lists(&self, cache: &Cache) -> Result<()> {
-        // The tree has no name resolution of its own.
-        let _ = std::fs::copy("/etc/resolv.conf", self.root.join("etc/resolv.conf"));
+        self.use_the_hosts_resolver();
         progress::run_logged(
             "look for the newest kernel",
             &cache.log("apt-update")?,

@@ -30,6 +30,19 @@ use crate::tree::Tree;
 pub(crate) struct BuildFolder {
     /// The kernel.
     pub(crate) kernel: Kernel,
+    /// What it was built with.
+    pub(crate) toolchain: Toolchain,
+}
+
+/// What builds a kernel and its modules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Toolchain {
+    /// The compiler that Debian builds its kernels with.
+    Debian,
+    /// Clang, which is what the address sanitizer wants beside Rust.
+    Clang,
+    /// The same, with the thread sanitizer in Rust code as well.
+    ClangThreadSanitizer,
 }
 
 impl BuildFolder {
@@ -37,7 +50,10 @@ impl BuildFolder {
     pub(crate) fn prepare(cache: &Cache, tree: &Tree, choice: &Choice) -> Result<Self> {
         let version = offers::choose(cache, tree, choice, Purpose::Build)?;
         let kernel = Kernel::prepare_version(cache, tree, version)?;
-        let folder = Self { kernel };
+        let folder = Self {
+            kernel,
+            toolchain: Toolchain::Debian,
+        };
         let stamp = stamp(&folder.kernel.folder);
         let version = &folder.kernel.version;
         if cache::read_stamp::<Version>(&stamp).as_ref() != Some(version) {
@@ -63,7 +79,8 @@ impl BuildFolder {
             };
             if let Some(version) = cache::read_stamp(&stamp) {
                 let kernel = Kernel::at(cache, version);
-                found.push((metadata.modified()?, Self { kernel }));
+                let toolchain = Toolchain::Debian;
+                found.push((metadata.modified()?, Self { kernel, toolchain }));
             }
         }
         found.sort_by_key(|(made, _)| std::cmp::Reverse(*made));
@@ -82,20 +99,38 @@ impl BuildFolder {
 
     /// A `make` in the tree, with what the kernel was built with.
     pub(crate) fn make_command(&self, tree: &Tree) -> Command {
-        let mut command = tree.command("make");
+        let mut command = match self.toolchain {
+            Toolchain::Debian | Toolchain::Clang => tree.command("make"),
+            Toolchain::ClangThreadSanitizer => {
+                let mut command = tree.command("sh");
+                command.args(["-ec", WITH_THREAD_SANITIZER, "make"]);
+                command.arg(self.source());
+                command
+            }
+        };
         command.args(self.make_arguments());
         command
     }
 
     /// What `make` must be told to build as the kernel was built.
-    pub(crate) fn make_arguments(&self) -> [String; 4] {
+    pub(crate) fn make_arguments(&self) -> Vec<String> {
         let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-        [
+        let mut arguments = vec![
             format!("-j{jobs}"),
-            "CROSS_COMPILE=x86_64-linux-gnu-".to_owned(),
-            "CC=x86_64-linux-gnu-gcc-14".to_owned(),
             format!("KERNELRELEASE={}", self.kernel.version.release),
-        ]
+        ];
+        match self.toolchain {
+            Toolchain::Debian => arguments.extend([
+                "CROSS_COMPILE=x86_64-linux-gnu-".to_owned(),
+                "CC=x86_64-linux-gnu-gcc-14".to_owned(),
+            ]),
+            Toolchain::Clang => arguments.push("LLVM=1".to_owned()),
+            Toolchain::ClangThreadSanitizer => arguments.extend([
+                "LLVM=1".to_owned(),
+                format!("KRUSTFLAGS={THREAD_SANITIZER}"),
+            ]),
+        }
+        arguments
     }
 
     fn make(&self, cache: &Cache, tree: &Tree) -> Result<()> {
@@ -155,6 +190,28 @@ impl BuildFolder {
         Ok(())
     }
 }
+
+/// Has the compiler tell the kernel's race detector of each access that Rust code makes: what `scripts/Makefile.kcsan`
+/// says to the compiler of C code, which is all that the kernel itself thinks of.
+const THREAD_SANITIZER: &str = "-Zsanitizer=thread -Cllvm-args=-tsan-distinguish-volatile=1 \
+     -Cllvm-args=-tsan-compound-read-before-write=1 -Cllvm-args=-tsan-instrument-func-entry-exit=0";
+
+/// Runs `make` where the source $1 permits that: its description of the machine to the compiler lists which
+/// sanitizers there are. The source itself is shared and stays as it is.
+const WITH_THREAD_SANITIZER: &str = r#"
+file=$1/scripts/generate_rust_target.rs
+shift
+scratch=$(mktemp)
+sed 's/"kernel-address"\]/"kernel-address", "thread"]/' "$file" > "$scratch"
+if cmp -s "$file" "$scratch"; then
+    echo "this kernel lists its sanitizers in another way; correct WITH_THREAD_SANITIZER" >&2
+    exit 1
+fi
+touch -r "$file" "$scratch"
+mount --bind "$scratch" "$file"
+rm "$scratch"
+exec make "$@"
+"#;
 
 /// What is there once modules can be built for the kernel in a folder.
 pub(super) fn stamp(folder: &Path) -> PathBuf {

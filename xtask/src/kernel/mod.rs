@@ -6,6 +6,7 @@
 //! is more than that, and only kernels with Rust can have one: modules are built against it.
 
 mod build_folder;
+pub(crate) mod debug;
 mod offers;
 
 use std::path::Path;
@@ -22,6 +23,7 @@ use crate::progress;
 use crate::tree::Tree;
 
 pub(crate) use crate::kernel::build_folder::BuildFolder;
+use crate::kernel::build_folder::Toolchain;
 pub(crate) use crate::kernel::offers::Choice;
 use crate::kernel::offers::Purpose;
 

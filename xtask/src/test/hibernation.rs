@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use anyhow::Result;
 use anyhow::ensure;
 
+use crate::environment::Environment;
 use crate::qemu::Machine;
 use crate::qemu::PATIENCE;
 use crate::test::Context;
@@ -20,18 +21,22 @@ use crate::test::sighting;
 
 pub(crate) const TESTS: &[Test] = &[Test::new(
     "two machines that resume from one hibernated disk each have a new generation before any program runs on",
-    each_resume_is_a_change,
+    |context| each_resume_is_a_change(context, context.environment()?, DISK_SIZE),
 )];
 
 /// In bytes: the memory, and room to spare. Most of it is never written.
 const DISK_SIZE: u64 = 512 << 20;
 
 /// One program spins, and so is among the first to run on; another sleeps in `read`, and acknowledges.
-fn each_resume_is_a_change(context: &Context<'_>) -> Result<()> {
+pub(crate) fn each_resume_is_a_change(
+    context: &Context<'_>,
+    environment: &Environment,
+    disk_size: u64,
+) -> Result<()> {
     let folder = context.cache.temporary_folder()?;
     let disk = folder.path().join("disk");
-    File::create(&disk)?.set_len(DISK_SIZE)?;
-    let mut guest = boot(context, &disk)?;
+    File::create(&disk)?.set_len(disk_size)?;
+    let mut guest = boot(context, environment, &disk)?;
     guest.run(Backend::Vmfork.load(), PATIENCE)?;
     guest.run(
         "mkswap /dev/vda && swapon /dev/vda && echo shutdown > /sys/power/disk",
@@ -50,7 +55,7 @@ fn each_resume_is_a_change(context: &Context<'_>) -> Result<()> {
     for name in ["first", "second"] {
         let copy = folder.path().join(name);
         std::fs::copy(&disk, &copy)?;
-        let mut clone = boot(context, &copy)?;
+        let mut clone = boot(context, environment, &copy)?;
         sightings.push(sighting::report(&mut clone).context("the machine did not resume")?);
         clones.push(clone);
     }
@@ -87,10 +92,10 @@ fn each_resume_is_a_change(context: &Context<'_>) -> Result<()> {
 }
 
 /// Boots a machine that has a generation ID of its own, and a disk. It resumes from that if it can.
-fn boot<'a>(context: &'a Context<'_>, disk: &Path) -> Result<Guest<'a>> {
+fn boot<'a>(context: &Context<'_>, environment: &'a Environment, disk: &Path) -> Result<Guest<'a>> {
     let machine = Machine {
         disk: Some(disk.to_owned()),
-        ..context.environment()?.machine_with_guid()?
+        ..environment.machine_with_guid()?
     };
-    Guest::boot_machine(context, machine)
+    Guest::boot_in(context, environment, machine)
 }

@@ -10,6 +10,7 @@ mod checks;
 mod client;
 mod conformance;
 mod daemon;
+mod debug_kernel;
 mod firmware;
 mod fuzz;
 mod guest;
@@ -41,6 +42,7 @@ use clap::Args;
 use crate::cache::Cache;
 use crate::environment::Environment;
 use crate::kernel::Choice;
+use crate::kernel::debug::Hunt;
 use crate::programs::Programs;
 use crate::progress;
 use crate::progress::Step;
@@ -107,6 +109,7 @@ pub(crate) struct Context<'a> {
     with_driver: OnceCell<Result<Environment, String>>,
     without_driver: OnceCell<Result<Environment, String>>,
     stock: OnceCell<Result<Environment, String>>,
+    debug: [OnceCell<Result<Environment, String>>; 3],
 }
 
 impl<'a> Context<'a> {
@@ -119,6 +122,7 @@ impl<'a> Context<'a> {
             with_driver: OnceCell::new(),
             without_driver: OnceCell::new(),
             stock: OnceCell::new(),
+            debug: [const { OnceCell::new() }; 3],
         }
     }
 
@@ -156,6 +160,13 @@ impl<'a> Context<'a> {
     pub(crate) fn without_driver(&self) -> Result<&Environment> {
         once(&self.without_driver, || {
             self.environment()?.but_without_driver(self.cache)
+        })
+    }
+
+    /// A kernel that looks for bugs of some kind, with the modules and with what has bugs to be found.
+    pub(crate) fn debug_kernel(&self, hunt: Hunt) -> Result<&Environment> {
+        once(&self.debug[hunt as usize], || {
+            self.environment()?.on_a_debug_kernel(self.cache, hunt)
         })
     }
 
@@ -213,6 +224,9 @@ pub(crate) fn run(cache: &Cache, options: &Options) -> Result<()> {
         interop::TESTS,
         survival::TESTS,
         survival::LONG_TESTS,
+        debug_kernel::MEMORY_TESTS,
+        debug_kernel::RACE_TESTS,
+        debug_kernel::REALTIME_TESTS,
     ];
     let groups = [checks::TESTS, host_daemon::TESTS, client::HOST_TESTS]
         .into_iter()
