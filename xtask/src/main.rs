@@ -24,6 +24,7 @@ mod programs;
 mod progress;
 mod qemu;
 mod qmp;
+mod series;
 mod table;
 mod test;
 mod trace;
@@ -72,6 +73,8 @@ enum Command {
     Test(test::Options),
     /// Measure the module and the daemon beside eventfd and timerfd
     Bench(bench::Options),
+    /// Make the patch series for the kernel, and check it
+    Series(series::Options),
     /// Boot, snapshot and restore a guest by hand
     #[command(subcommand)]
     Vm(vm::Action),
@@ -95,6 +98,7 @@ fn run(command: Command) -> Result<()> {
         Command::Demo(options) => demo::run(&cache, &options),
         Command::Test(options) => test::run(&cache, &options),
         Command::Bench(options) => bench::run(&cache, &options),
+        Command::Series(options) => series::run(&cache, &options),
         Command::Vm(action) => vm::run(&cache, action),
     }
 }

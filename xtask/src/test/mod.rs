@@ -26,6 +26,7 @@ mod restore;
 mod sighting;
 mod suite;
 mod survival;
+mod upstream;
 mod user_space;
 
 use std::cell::OnceCell;
@@ -227,6 +228,7 @@ pub(crate) fn run(cache: &Cache, options: &Options) -> Result<()> {
         debug_kernel::MEMORY_TESTS,
         debug_kernel::RACE_TESTS,
         debug_kernel::REALTIME_TESTS,
+        upstream::LONG_TESTS,
     ];
     let groups = [checks::TESTS, host_daemon::TESTS, client::HOST_TESTS]
         .into_iter()
