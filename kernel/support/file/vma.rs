@@ -43,8 +43,9 @@ impl Area {
 /// Takes the permission to execute from an area whose owner asks for it with everything that he reads,
 /// needed or not: a process with the personality `READ_IMPLIES_EXEC`, as old 32-bit programs have.
 pub(crate) fn drop_implied_exec(vma: &VmaNew) {
+    let task = current!().as_ptr();
     // SAFETY: The personality of the current task changes by the task itself only.
-    let personality = unsafe { (*current!().as_ptr()).personality };
+    let personality = unsafe { (*task).personality };
     if personality & bindings::READ_IMPLIES_EXEC == 0 || !vma.executable() {
         return;
     }
