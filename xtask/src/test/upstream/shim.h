@@ -22,3 +22,6 @@ static inline void find_and_add_device_randomness(const void *buf, size_t len)
 
 #define add_device_randomness	find_and_add_device_randomness
 #define add_vmfork_randomness	found_add_vmfork_randomness
+
+/* The name under which the kernel's own driver is kept from the device: an init function of that name is not run. */
+#define vmgenid_plaform_driver	vmgenid_module_driver
