@@ -60,7 +60,7 @@ impl Environment {
         build: fn(&Cache, &Tree, &Choice) -> Result<Modules>,
     ) -> Result<Self> {
         let _lock = cache.lock("prepare")?;
-        let tree = Tree::prepare(cache)?;
+        let tree = Tree::prepare_for_guests(cache, choice.arch)?;
         let modules = build(cache, &tree, choice)?;
         let kernel = modules.build_folder.kernel.clone();
         Self::of(cache, tree, kernel, Some(modules), programs)
@@ -73,7 +73,7 @@ impl Environment {
         programs: &Programs,
     ) -> Result<Self> {
         let _lock = cache.lock("prepare")?;
-        let tree = Tree::prepare(cache)?;
+        let tree = Tree::prepare_for_guests(cache, choice.arch)?;
         let kernel = Kernel::prepare(cache, &tree, choice)?;
         Self::of(cache, tree, kernel, None, programs)
     }
@@ -132,6 +132,7 @@ impl Environment {
     /// A machine of the usual kind, without a generation ID.
     pub(crate) fn machine(&self) -> Machine {
         Machine {
+            arch: self.tree.arch(),
             kernel: self.kernel.image(),
             initramfs: self.initramfs.clone(),
             append: Vec::new(),

@@ -55,11 +55,15 @@ exec /bin/init
 ";
 
 /// What init keeps running: the agent, and a shell on the console for whoever attaches to it.
-const INITTAB: &str = r"
+fn inittab(console: &str) -> String {
+    format!(
+        "
 ::respawn:/bin/sysgenid-guest agent
-ttyS0::respawn:/bin/cttyhack /bin/sh -l
+{console}::respawn:/bin/cttyhack /bin/sh -l
 ::shutdown:/bin/umount -a -r
-";
+"
+    )
+}
 
 const PROFILE: &str = r"
 export PATH=/bin HOME=/root PS1='guest:\w# '
@@ -94,7 +98,7 @@ pub(crate) fn build(
     }
     std::fs::write(root.join("init"), INIT)?;
     std::fs::set_permissions(root.join("init"), PermissionsExt::from_mode(0o755))?;
-    std::fs::write(root.join("etc/inittab"), INITTAB)?;
+    std::fs::write(root.join("etc/inittab"), inittab(tree.arch().console()))?;
     std::fs::write(root.join("etc/profile"), PROFILE)?;
     add_modules(cache, tree, kernel, modules, &root)?;
 

@@ -7,11 +7,14 @@
 //! takes seconds.
 
 mod agent;
+mod arch;
 mod bench;
 mod cache;
 mod cast;
+mod crates;
 mod debugger;
 mod demo;
+mod device_tree;
 mod environment;
 mod front_end;
 mod guid;

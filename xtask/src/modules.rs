@@ -54,7 +54,7 @@ pub(crate) fn build_for_some_kernel(
         Err(error) if choice.kernel.is_none() => error,
         result => return result,
     };
-    for build_folder in BuildFolder::prepared(cache).unwrap_or_default() {
+    for build_folder in BuildFolder::prepared(cache, tree.arch()).unwrap_or_default() {
         if let Ok(modules) = build_for(cache, tree, build_folder) {
             eprintln!(
                 "\nWARNING: the newest kernel does not work, going back to {}:\n{error:#}\n",

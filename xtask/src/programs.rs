@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Our own programs, built once a run for guests and for this machine.
+//! Our own programs, built once a run for guests and for this machine, and for guests with another processor.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -10,9 +10,12 @@ use anyhow::Context;
 use anyhow::Result;
 use serde::Deserialize;
 
+use crate::arch::Arch;
 use crate::cache::Cache;
+use crate::crates;
 use crate::progress;
 use crate::progress::Step;
+use crate::tree::Tree;
 
 /// The package with the agent and the small programs of tests, and its binary.
 pub(crate) const GUEST: &str = "sysgenid-guest";
@@ -50,9 +53,6 @@ const TESTS: [(&str, &str); 2] = [
     (COMMAND_LINE_TESTS, COMMAND_LINE),
 ];
 
-/// The triple for which they are built: static programs need no libraries in the guest.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
-
 /// The programs, built.
 #[derive(Clone)]
 pub(crate) struct Programs {
@@ -60,21 +60,65 @@ pub(crate) struct Programs {
 }
 
 impl Programs {
-    /// Builds them as static ones.
+    /// Builds them as static ones, which need no libraries in the guest.
     pub(crate) fn build(cache: &Cache) -> Result<Self> {
+        let cargo = || Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         // A folder of its own: other flags would make the main one build everything again each time.
         let target = cache.target().join("programs");
-        let folder = target.join(TARGET).join("release");
+        Self::build_with(cache, &cargo, Arch::Amd64, &target)
+    }
+
+    /// The same for arm64, with Debian's compiler: that of this machine need not know any other processor.
+    pub(crate) fn build_for_arm64(cache: &Cache) -> Result<Self> {
+        let tree = {
+            let _lock = cache.lock("prepare")?;
+            Tree::prepare_for_arm64_programs(cache)?
+        };
+        let home = crates::copy(cache)?;
+        let cargo = || {
+            let mut command = tree.command("cargo");
+            command
+                .env("CARGO_HOME", &home)
+                .env("CARGO_NET_OFFLINE", "true")
+                .env(
+                    "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER",
+                    "aarch64-linux-gnu-gcc-14",
+                );
+            command
+        };
+        let target = cache.target().join("programs-arm64");
+        Self::build_with(cache, &cargo, Arch::Arm64, &target)
+    }
+
+    fn build_with(
+        cache: &Cache,
+        cargo: &dyn Fn() -> Command,
+        arch: Arch,
+        target: &Path,
+    ) -> Result<Self> {
+        let folder = target.join(arch.triple()).join("release");
+        let of_guests = match arch {
+            Arch::Amd64 => "",
+            Arch::Arm64 => " for arm64",
+        };
+        let command = |task: &str, package: &str| {
+            let mut command = cargo();
+            add_arguments(&mut command, cache, arch, task, package);
+            command.arg("--target-dir").arg(target);
+            command
+        };
         for package in PACKAGES {
             progress::run_logged(
-                &format!("build {package}"),
+                &format!("build {package}{of_guests}"),
                 &cache.log(package)?,
-                &mut cargo(cache, "build", package, &target),
+                &mut command("build", package),
             )?;
         }
         for (program, package) in TESTS {
-            let step = Step::start(&format!("build the tests of {package} that need a node"));
-            let file = build_tests(cache, program, package, &target)?;
+            let step = Step::start(&format!(
+                "build the tests of {package} that need a node{of_guests}"
+            ));
+            let file = build_tests(cache, program, package, &mut command("test", package))?;
             std::fs::copy(&file, folder.join(program))
                 .with_context(|| format!("cannot copy {}", file.display()))?;
             step.done();
@@ -88,26 +132,30 @@ impl Programs {
     }
 }
 
-/// Cargo, told to make static programs.
-fn cargo(cache: &Cache, task: &str, package: &str, target: &Path) -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+/// Tells cargo to make static programs.
+fn add_arguments(command: &mut Command, cache: &Cache, arch: Arch, task: &str, package: &str) {
     command
         .current_dir(cache.repository())
-        .args([task, "--release", "--target", TARGET])
+        .arg(task)
+        .arg("--manifest-path")
+        .arg(cache.repository().join("Cargo.toml"))
+        .args(["--release", "--target", arch.triple()])
         .args(["--config", "profile.release.strip=true"])
-        .args(["--package", package, "--target-dir"])
-        .arg(target)
+        .args(["--package", package])
         .env("RUSTFLAGS", "-C target-feature=+crt-static");
-    command
 }
 
 /// Builds the test `node` of a package. Cargo says where the program is, under a name of its own.
-fn build_tests(cache: &Cache, program: &str, package: &str, target: &Path) -> Result<PathBuf> {
+fn build_tests(
+    cache: &Cache,
+    program: &str,
+    package: &str,
+    command: &mut Command,
+) -> Result<PathBuf> {
     let mut executable = None;
-    let mut command = cargo(cache, "test", package, target);
     command.args(["--no-run", "--all-features", "--test", "node"]);
     command.args(["--message-format", "json-render-diagnostics"]);
-    progress::run_into(&cache.log(program)?, &mut command, &mut |line| {
+    progress::run_into(&cache.log(program)?, command, &mut |line| {
         executable = executable_of_tests(line).or(executable.take());
     })
     .with_context(|| format!("cannot build the tests of {package}"))?;

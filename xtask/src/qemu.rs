@@ -21,7 +21,9 @@ use serde_json::json;
 
 use crate::agent::Agent;
 use crate::agent::Outcome;
+use crate::arch::Arch;
 use crate::debugger::Debugger;
+use crate::device_tree;
 use crate::progress;
 use crate::qmp::EventTime;
 use crate::qmp::Qmp;
@@ -47,12 +49,18 @@ const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a guest may take to write its memory to its disk.
 const HIBERNATION_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How many processors a machine has.
+const PROCESSORS: &str = "2";
+
 /// The longest path that a Unix socket may have.
 const LONGEST_SOCKET_PATH: usize = 107;
 
 /// What a machine is made of. A restored machine must be made of the same, but for its GUID.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Machine {
+    /// The processor.
+    #[serde(default)]
+    pub(crate) arch: Arch,
     /// The kernel's image.
     pub(crate) kernel: PathBuf,
     /// The file system that it boots into.
@@ -69,6 +77,13 @@ pub(crate) struct Machine {
     pub(crate) disk: Option<PathBuf>,
     /// The vmclock device; `None`: the machine has none.
     pub(crate) vmclock: Option<Vmclock>,
+}
+
+impl Machine {
+    /// The VM generation ID of a machine without a device for it, see [`device_tree`].
+    fn guid_in_memory(&self) -> Option<&str> {
+        self.guid.as_deref().filter(|_| self.arch == Arch::Arm64)
+    }
 }
 
 /// A running machine. It is killed when this value goes away, unless it is left running.
@@ -112,9 +127,10 @@ impl Vm {
     ) -> Result<Self> {
         let mut vm = Self::start(tree, machine, folder, Start::Restore(snapshot), false)?;
         // A machine must never run with the generation that it had.
-        match machine.vmclock {
-            Some(clock) => clock.write(&mut vm)?,
-            None => vm.qmp.resume().map(drop)?,
+        match (machine.vmclock, machine.guid_in_memory()) {
+            (Some(clock), _) => clock.write(&mut vm)?,
+            (None, Some(guid)) => device_tree::resume(&mut vm, machine.memory_mib, guid)?,
+            (None, None) => vm.qmp.resume().map(drop)?,
         }
         Ok(vm)
     }
@@ -141,11 +157,14 @@ impl Vm {
             let _ = std::fs::remove_file(socket(&folder, name));
         }
         let mut command = if lasting {
-            tree.lasting_command("qemu-system-x86_64")
+            tree.lasting_command(machine.arch.qemu())
         } else {
-            tree.command("qemu-system-x86_64")
+            tree.command(machine.arch.qemu())
         };
         add_arguments(&mut command, machine, &folder);
+        if let Some(guid) = machine.guid_in_memory() {
+            add_device_tree(&mut command, tree, machine.memory_mib, guid, &folder)?;
+        }
         if matches!(start, Start::Restore(_)) {
             command.args(["-S", "-incoming", "defer"]);
         }
@@ -311,24 +330,19 @@ pub(crate) fn socket(folder: &Path, name: &str) -> PathBuf {
 }
 
 fn add_arguments(command: &mut Command, machine: &Machine, folder: &Path) {
+    let arch = machine.arch;
     let append = [
-        // The clocks of an emulated machine are good enough, whatever the kernel thinks of them.
-        "console=ttyS0 tsc=reliable no_timer_check panic=-1 random.trust_cpu=on",
+        &format!("console={}", arch.console()),
+        arch.kernel_parameters(),
     ]
     .into_iter()
     .chain(machine.append.iter().map(String::as_str))
-    .collect::<Vec<_>>()
+    .collect::<Vec<&str>>()
     .join(" ");
-    let chardev = |name: &str| {
-        let socket = socket(folder, name);
-        format!(
-            "socket,id={name},path={},server=on,wait=off",
-            socket.display()
-        )
-    };
     command
-        .args(["-machine", "q35", "-accel", "tcg", "-cpu", "max"])
-        .args(["-smp", "2", "-m", &format!("{}M", machine.memory_mib)])
+        .args(arch.machine())
+        .args(["-smp", PROCESSORS])
+        .args(["-m", &format!("{}M", machine.memory_mib)])
         .args(["-nodefaults", "-display", "none", "-no-reboot"])
         .arg("-kernel")
         .arg(&machine.kernel)
@@ -345,26 +359,24 @@ fn add_arguments(command: &mut Command, machine: &Machine, folder: &Path) {
         .arg("-chardev")
         .arg(format!(
             "{},logfile={},logappend=on",
-            chardev("console"),
+            chardev(folder, "console"),
             folder.join("console.log").display()
         ))
         .args(["-serial", "chardev:console"])
         .args(["-device", "virtio-serial-pci"])
-        .args(["-chardev", &chardev("agent")])
+        .args(["-chardev", &chardev(folder, "agent")])
         .args([
             "-device",
             &format!("virtserialport,chardev=agent,name={PORT_NAME}"),
         ]);
-    if let Some(guid) = &machine.guid {
+    if let Some(guid) = &machine.guid
+        && machine.guid_in_memory().is_none()
+    {
         command.args(["-device", &format!("vmgenid,guid={guid}")]);
     }
     if machine.vmclock.is_some() {
-        command.args(["-device", "vmclock"]).args([
-            "-chardev",
-            &chardev("gdb"),
-            "-gdb",
-            "chardev:gdb",
-        ]);
+        command.args(["-device", "vmclock"]);
+        add_debugger(command, folder);
     }
     for table in &machine.acpi_tables {
         command.args(["-acpitable", &format!("file={}", table.display())]);
@@ -374,6 +386,44 @@ fn add_arguments(command: &mut Command, machine: &Machine, folder: &Path) {
         let drive = format!("if=virtio,format=raw,cache=unsafe,file={}", disk.display());
         command.args(["-drive", &drive]);
     }
+}
+
+/// Gives a machine a tree with a generation ID. Its memory has the ID from the start on.
+fn add_device_tree(
+    command: &mut Command,
+    tree: &Tree,
+    memory_mib: u32,
+    guid: &str,
+    folder: &Path,
+) -> Result<()> {
+    let file = folder.join("generation-id");
+    std::fs::write(&file, device_tree::bytes(guid)?)?;
+    command
+        .arg("-dtb")
+        .arg(device_tree::make(tree, folder, PROCESSORS, memory_mib)?)
+        .arg("-device")
+        .arg(format!(
+            "loader,file={},addr={:#x},force-raw=on",
+            file.display(),
+            device_tree::address(memory_mib)
+        ));
+    add_debugger(command, folder);
+    Ok(())
+}
+
+fn add_debugger(command: &mut Command, folder: &Path) {
+    command
+        .args(["-chardev", &chardev(folder, "gdb")])
+        .args(["-gdb", "chardev:gdb"]);
+}
+
+/// A socket of the machine in `folder`, as an argument.
+fn chardev(folder: &Path, name: &str) -> String {
+    let socket = socket(folder, name);
+    format!(
+        "socket,id={name},path={},server=on,wait=off",
+        socket.display()
+    )
 }
 
 /// Connects to a socket of a QEMU that is starting.

@@ -61,6 +61,11 @@ impl Qmp {
         self.execute_for_event("cont", "RESUME")
     }
 
+    /// Moves the line of the machine's power key, even if the machine stands still.
+    pub(crate) fn press_power_key(&mut self) -> Result<EventTime> {
+        self.execute_for_event("system_powerdown", "POWERDOWN")
+    }
+
     /// Waits until a snapshot has been written, or read.
     pub(crate) fn wait_for_migration(&mut self) -> Result<()> {
         let deadline = Instant::now() + MIGRATION_TIMEOUT;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A Debian trixie tree with the toolchain that built the stock kernel, and with QEMU.
+//! Debian trixie trees: one with the toolchain that built the stock kernel and with QEMU, and for another
+//! processor than this machine's one more of that kind, and one that builds programs.
 //!
 //! Commands run inside it by `chroot`, each in a mount namespace of its own, so that no mount
 //! outlives its command. The cache folder and the checkout have the same paths inside as outside.
@@ -16,6 +17,7 @@ use anyhow::bail;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::arch::Arch;
 use crate::cache;
 use crate::cache::Cache;
 use crate::host_packages;
@@ -28,10 +30,50 @@ pub(crate) const SUITE: &str = "trixie";
 /// The pocket of that release with the kernels that have Rust.
 pub(crate) const BACKPORTS: &str = "trixie-backports";
 
-/// What is installed in the tree: what builds the kernel's metadata and modules, what runs guests, and a
-/// `criu` that knows the kernels of today.
+/// What a tree is made of.
+struct Recipe {
+    /// The name of its folder.
+    name: &'static str,
+    /// What it is for, as people read it.
+    title: &'static str,
+    /// Whose programs it is for.
+    arch: Arch,
+    /// Where packages come from that several have.
+    suite: &'static str,
+    packages: &'static [&'static str],
+}
+
+/// What builds the kernel's metadata and modules, what runs guests, and a `criu` that knows the kernels of
+/// today.
+const GUESTS: Recipe = Recipe {
+    name: "tree",
+    title: "make a Debian trixie tree with the kernel's toolchain and QEMU",
+    arch: Arch::Amd64,
+    suite: SUITE,
+    packages: GUESTS_PACKAGES,
+};
+
+/// The same for guests with another processor: this machine's programs build for it and emulate it.
+const ARM64_GUESTS: Recipe = Recipe {
+    name: "tree-arm64",
+    title: "make a Debian trixie tree with the kernel's toolchain and QEMU for arm64",
+    arch: Arch::Arm64,
+    suite: SUITE,
+    packages: ARM64_GUESTS_PACKAGES,
+};
+
+/// What builds programs for another processor. The compiler of the release itself, which is the kernel's, is
+/// too old for ours.
+const ARM64_PROGRAMS: Recipe = Recipe {
+    name: "tree-arm64-programs",
+    title: "make a Debian trixie tree that builds programs for arm64",
+    arch: Arch::Arm64,
+    suite: BACKPORTS,
+    packages: ARM64_PROGRAMS_PACKAGES,
+};
+
 /// `openssl` is there because the kernel's configuration asks what it can do.
-const PACKAGES: &[&str] = &[
+const GUESTS_PACKAGES: &[&str] = &[
     "gcc-14",
     "gcc",
     "libc6-dev",
@@ -57,6 +99,45 @@ const PACKAGES: &[&str] = &[
     "qemu-system-x86",
     "acpica-tools",
     "criu",
+];
+
+/// The C library for arm64 is there because the kernel's configuration asks whether programs can be linked.
+const ARM64_GUESTS_PACKAGES: &[&str] = &[
+    "gcc-14-aarch64-linux-gnu",
+    "gcc-14-arm-linux-gnueabihf",
+    "libc6-dev-arm64-cross",
+    "gcc-14",
+    "gcc",
+    "libc6-dev",
+    "make",
+    "flex",
+    "bison",
+    "bc",
+    "libelf-dev",
+    "libssl-dev",
+    "openssl",
+    "perl",
+    "python3",
+    "xz-utils",
+    "cpio",
+    "kmod",
+    "pahole",
+    "rustc",
+    "rust-src",
+    "bindgen",
+    "busybox-static:arm64",
+    "qemu-system-arm",
+    "device-tree-compiler",
+];
+
+const ARM64_PROGRAMS_PACKAGES: &[&str] = &[
+    "cargo",
+    "rustc",
+    "libstd-rust-dev:arm64",
+    "gcc",
+    "libc6-dev",
+    "gcc-14-aarch64-linux-gnu",
+    "libc6-dev-arm64-cross",
 ];
 
 /// With what Debian signs its archive.
@@ -93,32 +174,57 @@ struct Stamp {
 #[derive(Clone)]
 pub(crate) struct Tree {
     root: PathBuf,
+    arch: Arch,
     cache: PathBuf,
     repository: PathBuf,
 }
 
 impl Tree {
-    /// Makes the tree if it is not there.
+    /// Makes the tree for guests like this machine, if it is not there.
     pub(crate) fn prepare(cache: &Cache) -> Result<Self> {
+        Self::prepare_for_guests(cache, Arch::Amd64)
+    }
+
+    /// Makes the tree for guests with such a processor, if it is not there.
+    pub(crate) fn prepare_for_guests(cache: &Cache, arch: Arch) -> Result<Self> {
+        let recipe = match arch {
+            Arch::Amd64 => &GUESTS,
+            Arch::Arm64 => &ARM64_GUESTS,
+        };
+        Self::prepare_by(cache, recipe)
+    }
+
+    /// Makes the tree that builds programs for arm64, if it is not there.
+    pub(crate) fn prepare_for_arm64_programs(cache: &Cache) -> Result<Self> {
+        Self::prepare_by(cache, &ARM64_PROGRAMS)
+    }
+
+    fn prepare_by(cache: &Cache, recipe: &Recipe) -> Result<Self> {
         let tree = Self {
-            root: cache.root().join("tree"),
+            root: cache.root().join(recipe.name),
+            arch: recipe.arch,
             cache: cache.root().to_owned(),
             repository: cache.repository().to_owned(),
         };
         let wanted = Stamp {
-            suite: SUITE.to_owned(),
-            packages: PACKAGES.iter().map(ToString::to_string).collect(),
+            suite: recipe.suite.to_owned(),
+            packages: recipe.packages.iter().map(ToString::to_string).collect(),
         };
-        let stamp = cache.root().join("tree.stamp");
+        let stamp = cache.root().join(format!("{}.stamp", recipe.name));
         require_root()?;
         if cache::read_stamp::<Stamp>(&stamp).as_ref() != Some(&wanted) {
             if stamp.exists() {
                 std::fs::remove_file(&stamp)?;
             }
-            tree.make(cache)?;
+            tree.make(cache, recipe)?;
             cache::write_stamp(&stamp, &wanted)?;
         }
         Ok(tree)
+    }
+
+    /// The processor whose programs it is for.
+    pub(crate) fn arch(&self) -> Arch {
+        self.arch
     }
 
     /// The folder on the host that is `/` inside.
@@ -214,7 +320,7 @@ impl Tree {
         )
     }
 
-    fn make(&self, cache: &Cache) -> Result<()> {
+    fn make(&self, cache: &Cache, recipe: &Recipe) -> Result<()> {
         host_packages::install(
             cache,
             &[
@@ -234,7 +340,18 @@ impl Tree {
         command
             .args(["--mode=root", "--variant=minbase"])
             .arg(format!("--keyring={KEYRING}"))
-            .arg(format!("--include={}", PACKAGES.join(",")));
+            .arg(format!("--include={}", recipe.packages.join(",")));
+        if recipe.suite != SUITE {
+            command.arg(format!(
+                "--aptopt=APT::Default-Release \"{}\"",
+                recipe.suite
+            ));
+        }
+        let debian = recipe.arch.debian();
+        if recipe.arch != Arch::default() {
+            let own = Arch::default().debian();
+            command.arg(format!("--architectures={own},{debian}"));
+        }
         for option in proxy_options()? {
             command.arg(format!("--aptopt={option}"));
         }
@@ -242,12 +359,14 @@ impl Tree {
             format!("deb {mirror} {SUITE} main"),
             format!("deb {mirror} {BACKPORTS} main"),
         ]);
-        progress::run_logged(
-            "make a Debian trixie tree with the kernel's toolchain and QEMU",
-            &cache.log("tree")?,
-            &mut command,
-        )
-        .context("is the network there, and does the mirror have trixie? then try again")
+        progress::run_logged(recipe.title, &cache.log(recipe.name)?, &mut command)
+            .context("is the network there, and does the mirror have trixie? then try again")?;
+        if recipe.arch != Arch::default() {
+            // All that is downloaded from now on are kernels.
+            let configuration = self.root.join("etc/apt/apt.conf.d/99architecture");
+            std::fs::write(configuration, format!("APT::Architecture \"{debian}\";\n"))?;
+        }
+        Ok(())
     }
 }
 

@@ -14,6 +14,7 @@ use anyhow::Context;
 use anyhow::Result;
 use anyhow::bail;
 
+use crate::arch::Arch;
 use crate::cache;
 use crate::cache::Cache;
 use crate::kernel::Choice;
@@ -68,8 +69,8 @@ impl BuildFolder {
         Ok(folder)
     }
 
-    /// Every one that earlier runs prepared, the newest first.
-    pub(crate) fn prepared(cache: &Cache) -> Result<Vec<Self>> {
+    /// Every one that earlier runs prepared for such a processor, the newest first.
+    pub(crate) fn prepared(cache: &Cache, arch: Arch) -> Result<Vec<Self>> {
         let mut found = Vec::new();
         for entry in std::fs::read_dir(cache.root().join("kernels"))? {
             let folder = entry?.path();
@@ -77,7 +78,10 @@ impl BuildFolder {
             let Ok(metadata) = stamp.metadata() else {
                 continue;
             };
-            if let Some(version) = cache::read_stamp(&stamp) {
+            let Some(version) = cache::read_stamp::<Version>(&stamp) else {
+                continue;
+            };
+            if Arch::of_release(&version.release) == arch {
                 let kernel = Kernel::at(cache, version);
                 let toolchain = Toolchain::Debian;
                 found.push((metadata.modified()?, Self { kernel, toolchain }));
@@ -114,16 +118,14 @@ impl BuildFolder {
 
     /// What `make` must be told to build as the kernel was built.
     pub(crate) fn make_arguments(&self) -> Vec<String> {
+        let release = &self.kernel.version.release;
         let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-        let mut arguments = vec![
-            format!("-j{jobs}"),
-            format!("KERNELRELEASE={}", self.kernel.version.release),
-        ];
+        let mut arguments = vec![format!("-j{jobs}"), format!("KERNELRELEASE={release}")];
         match self.toolchain {
-            Toolchain::Debian => arguments.extend([
-                "CROSS_COMPILE=x86_64-linux-gnu-".to_owned(),
-                "CC=x86_64-linux-gnu-gcc-14".to_owned(),
-            ]),
+            Toolchain::Debian => {
+                let of_processor = Arch::of_release(release).make_arguments();
+                arguments.extend(of_processor.iter().map(ToString::to_string));
+            }
             Toolchain::Clang => arguments.push("LLVM=1".to_owned()),
             Toolchain::ClangThreadSanitizer => arguments.extend([
                 "LLVM=1".to_owned(),

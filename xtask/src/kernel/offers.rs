@@ -9,6 +9,7 @@ use anyhow::Context;
 use anyhow::Result;
 use anyhow::bail;
 
+use crate::arch::Arch;
 use crate::cache;
 use crate::cache::Cache;
 use crate::kernel::Version;
@@ -18,12 +19,6 @@ use crate::kernel::folder;
 use crate::tree::BACKPORTS;
 use crate::tree::SUITE;
 use crate::tree::Tree;
-
-/// The package that stands for the newest kernel.
-const META_PACKAGE: &str = "linux-image-cloud-amd64";
-
-/// The packages that there is one of for each kernel; among them those in [`OTHER_KINDS`].
-const IMAGE_PATTERN: &str = "^linux-image-[0-9].*-amd64$";
 
 /// What the releases have in their names of kernels that have not been tried.
 const OTHER_KINDS: &[&str] = &["-rt-"];
@@ -41,6 +36,9 @@ pub(crate) struct Choice {
     /// Look for a newer kernel now, not only once a week
     #[arg(long, global = true)]
     pub(crate) update: bool,
+    /// The processor that it is for
+    #[arg(skip)]
+    pub(crate) arch: Arch,
 }
 
 /// What a kernel is wanted for. That decides which ones will do, and which one is meant if none is
@@ -71,10 +69,12 @@ impl Purpose {
     }
 
     /// Where it is written which kernel was the newest.
-    fn newest_stamp(self, cache: &Cache) -> PathBuf {
-        cache.root().join(match self {
-            Self::Boot => "newest-to-boot.stamp",
-            Self::Build => "newest.stamp",
+    fn newest_stamp(self, cache: &Cache, arch: Arch) -> PathBuf {
+        cache.root().join(match (self, arch) {
+            (Self::Boot, Arch::Amd64) => "newest-to-boot.stamp",
+            (Self::Build, Arch::Amd64) => "newest.stamp",
+            (Self::Boot, Arch::Arm64) => "newest-to-boot-arm64.stamp",
+            (Self::Build, Arch::Arm64) => "newest-arm64.stamp",
         })
     }
 
@@ -118,7 +118,7 @@ pub(super) fn choose(
                 )
             });
     }
-    let stamp = purpose.newest_stamp(cache);
+    let stamp = purpose.newest_stamp(cache, tree.arch());
     let known = cache::read_stamp::<Version>(&stamp);
     let is_fresh = stamp
         .metadata()
@@ -146,15 +146,21 @@ pub(super) fn choose(
     }
 }
 
+/// The package that stands for the newest kernel.
+fn meta_package(arch: Arch) -> String {
+    format!("linux-image-cloud-{}", arch.debian())
+}
+
 /// The kernel that Debian's meta package stands for.
 fn newest(cache: &Cache, tree: &Tree, purpose: Purpose) -> Result<Version> {
     tree.update_package_lists(cache)?;
     let suite = purpose.suite();
-    let offers = madison(tree, &[suite], &[META_PACKAGE])?;
+    let meta_package = meta_package(tree.arch());
+    let offers = madison(tree, &[suite], &[&meta_package])?;
     let (_, package) = offers
         .first()
-        .with_context(|| format!("{suite} has no {META_PACKAGE}"))?;
-    let wanted = format!("{META_PACKAGE}={package}");
+        .with_context(|| format!("{suite} has no {meta_package}"))?;
+    let wanted = format!("{meta_package}={package}");
     let depends = tree.output("apt-cache", &["depends", &wanted])?;
     let release = depends
         .lines()
@@ -166,10 +172,16 @@ fn newest(cache: &Cache, tree: &Tree, purpose: Purpose) -> Result<Version> {
     })
 }
 
+/// The packages that there is one of for each kernel; among them those in [`OTHER_KINDS`].
+fn image_pattern(arch: Arch) -> String {
+    format!("^linux-image-[0-9].*-{}$", arch.debian())
+}
+
 /// The kernels that will do, the newest first. Of those that are to be built for, the source package
 /// must be there, too.
 fn available(tree: &Tree, purpose: Purpose) -> Result<Vec<Version>> {
-    let found = tree.output("apt-cache", &["search", "--names-only", IMAGE_PATTERN])?;
+    let pattern = image_pattern(tree.arch());
+    let found = tree.output("apt-cache", &["search", "--names-only", &pattern])?;
     let images: Vec<_> = found
         .lines()
         .filter_map(|line| line.split_whitespace().next())

@@ -4,7 +4,6 @@
 //! run on the daemon of this machine and on the module in a guest.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use anyhow::Context as _;
 use anyhow::Result;
 use anyhow::ensure;
 
+use crate::crates;
 use crate::host_daemon::HostDaemon;
 use crate::host_packages;
 use crate::host_packages::Needed;
@@ -98,6 +98,12 @@ fn on_this_machine(context: &Context<'_>, passthrough: bool) -> Result<()> {
 
 fn on_the_module(context: &Context<'_>) -> Result<()> {
     let mut guest = Guest::boot(context, Backend::Vmfork, &[])?;
+    in_a_guest(&mut guest)?;
+    guest.finish()
+}
+
+/// Runs the programs of tests on whatever serves the nodes in a guest.
+pub(crate) fn in_a_guest(guest: &mut Guest<'_>) -> Result<()> {
     for node in ["sysgenid", "vmgenid"] {
         for program in PROGRAMS {
             let outcome = guest.outcome(
@@ -117,7 +123,7 @@ fn on_the_module(context: &Context<'_>) -> Result<()> {
             );
         }
     }
-    guest.finish()
+    Ok(())
 }
 
 /// How many clones there are at most until two of them saw a restore by the page first.
@@ -259,16 +265,6 @@ fn examples(context: &Context<'_>) -> Result<()> {
     daemon.stop()
 }
 
-/// Copies the crates that cargo has fetched from $1 to $2, where the tree sees them.
-const COPY_CRATES: &str = r#"
-rm -rf "$2"
-mkdir -p "$2/registry"
-cp -r "$1/registry/index" "$1/registry/cache" "$2/registry/"
-for file in config config.toml; do
-    test ! -e "$1/$file" || cp "$1/$file" "$2/"
-done
-"#;
-
 /// With Debian's own compiler, in the tree. There is no network there: the crates are those of this machine.
 fn oldest_compiler(context: &Context<'_>) -> Result<()> {
     let tree = Tree::prepare(context.cache)?;
@@ -278,24 +274,12 @@ fn oldest_compiler(context: &Context<'_>) -> Result<()> {
         "Debian's cargo is {}, which proves nothing of {OLDEST_COMPILER}",
         version.trim()
     );
-    context.cargo("fetch", &["fetch", "--locked"], &[])?;
-    let home = match std::env::var_os("CARGO_HOME") {
-        Some(home) => PathBuf::from(home),
-        None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?).join(".cargo"),
-    };
-    let copy = context.cache.root().join("cargo-home");
-    progress::run_into(
-        &context.cache.log("copy-crates")?,
-        Command::new("sh")
-            .args(["-ec", COPY_CRATES, "copy"])
-            .args([&home, &copy]),
-        &mut |_| (),
-    )?;
+    let home = crates::copy(context.cache)?;
     progress::run_logged(
         "build the library with Debian's compiler",
         &context.cache.log("oldest-compiler")?,
         tree.command("env")
-            .arg(format!("CARGO_HOME={}", copy.display()))
+            .arg(format!("CARGO_HOME={}", home.display()))
             .args(["cargo", "check", "--offline", "--locked", "--all-features"])
             .args(["--package", "sysgenid", "--manifest-path"])
             .arg(context.cache.repository().join("Cargo.toml"))

@@ -57,7 +57,7 @@ pub(crate) const TESTS: &[Test] = &[
 /// What the daemon says of itself.
 const STATUS: &str = "/run/sysgenid/host/status";
 
-fn by_kprobe(context: &Context<'_>, environment: &Environment) -> Result<()> {
+pub(crate) fn by_kprobe(context: &Context<'_>, environment: &Environment) -> Result<()> {
     let mut guest = Guest::boot_in(context, environment, environment.machine_with_guid()?)?;
     FrontEnd::Daemon.start(&mut guest)?;
     expect_backends(&mut guest, &["kprobe"])?;
@@ -65,7 +65,7 @@ fn by_kprobe(context: &Context<'_>, environment: &Environment) -> Result<()> {
 }
 
 /// Where the kernel cannot be probed, which here is the configuration's wish.
-fn by_kmsg(context: &Context<'_>, environment: &Environment) -> Result<()> {
+pub(crate) fn by_kmsg(context: &Context<'_>, environment: &Environment) -> Result<()> {
     let mut guest = Guest::boot_in(context, environment, environment.machine_with_guid()?)?;
     guest.run(
         "mkdir -p /etc/sysgenid && \
@@ -140,7 +140,7 @@ fn backends(status: &str) -> Vec<&str> {
 
 /// Examines both nodes of the daemon. Each is examined on a daemon that nobody has used, for the
 /// generation of a new node is part of the contract.
-fn conform(context: &Context<'_>, environment: &Environment) -> Result<()> {
+pub(crate) fn conform(context: &Context<'_>, environment: &Environment) -> Result<()> {
     let mut guest = Guest::boot_in(context, environment, environment.machine_with_guid()?)?;
     for node in ["vmgenid", "sysgenid"] {
         FrontEnd::Daemon.start(&mut guest)?;

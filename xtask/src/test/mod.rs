@@ -5,6 +5,7 @@
 //! `checks` needs neither root nor network; `host_daemon`, and what of `client` runs on this machine, needs root, and
 //! is skipped without. The other files each prove one subject in guests.
 
+mod arm64;
 mod checkpoint;
 mod checks;
 mod client;
@@ -40,6 +41,7 @@ use anyhow::anyhow;
 use anyhow::bail;
 use clap::Args;
 
+use crate::arch::Arch;
 use crate::cache::Cache;
 use crate::environment::Environment;
 use crate::kernel::Choice;
@@ -111,6 +113,9 @@ pub(crate) struct Context<'a> {
     without_driver: OnceCell<Result<Environment, String>>,
     stock: OnceCell<Result<Environment, String>>,
     debug: [OnceCell<Result<Environment, String>>; 3],
+    arm64_programs: OnceCell<Result<Programs, String>>,
+    arm64: OnceCell<Result<Environment, String>>,
+    arm64_stock: OnceCell<Result<Environment, String>>,
 }
 
 impl<'a> Context<'a> {
@@ -124,6 +129,9 @@ impl<'a> Context<'a> {
             without_driver: OnceCell::new(),
             stock: OnceCell::new(),
             debug: [const { OnceCell::new() }; 3],
+            arm64_programs: OnceCell::new(),
+            arm64: OnceCell::new(),
+            arm64_stock: OnceCell::new(),
         }
     }
 
@@ -181,6 +189,37 @@ impl<'a> Context<'a> {
             Environment::without_driver(self.cache, &choice, self.programs()?)
         })
     }
+
+    /// The same as `environment` for arm64: the kernel and the modules.
+    pub(crate) fn arm64(&self) -> Result<&Environment> {
+        once(&self.arm64, || {
+            let kernel = self.choice.kernel.as_deref();
+            let choice = Choice {
+                kernel: kernel.map(|name| name.replace("amd64", "arm64")),
+                arch: Arch::Arm64,
+                ..self.choice.clone()
+            };
+            Environment::with_driver(self.cache, &choice, self.arm64_programs()?)
+        })
+    }
+
+    /// The same as `stock` for arm64: the kernel that Debian's release itself has.
+    pub(crate) fn arm64_stock(&self) -> Result<&Environment> {
+        once(&self.arm64_stock, || {
+            let choice = Choice {
+                kernel: None,
+                arch: Arch::Arm64,
+                ..self.choice.clone()
+            };
+            Environment::without_driver(self.cache, &choice, self.arm64_programs()?)
+        })
+    }
+
+    fn arm64_programs(&self) -> Result<&Programs> {
+        once(&self.arm64_programs, || {
+            Programs::build_for_arm64(self.cache)
+        })
+    }
 }
 
 /// What was prepared the first time, or why it could not be.
@@ -229,6 +268,7 @@ pub(crate) fn run(cache: &Cache, options: &Options) -> Result<()> {
         debug_kernel::RACE_TESTS,
         debug_kernel::REALTIME_TESTS,
         upstream::LONG_TESTS,
+        arm64::TESTS,
     ];
     let groups = [checks::TESTS, host_daemon::TESTS, client::HOST_TESTS]
         .into_iter()

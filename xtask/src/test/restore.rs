@@ -33,11 +33,11 @@ pub(crate) const TESTS: &[Test] = &[
     }),
     Test::new(
         "the RNG is fed before anybody wakes (sysgenid_vmfork)",
-        |context| rng_is_fed_first(context, Backend::Vmfork),
+        |context| rng_is_fed_first(Guest::boot(context, Backend::Vmfork, &[])?),
     ),
     Test::new(
         "the RNG is fed before anybody wakes (sysgenid_acpi)",
-        |context| rng_is_fed_first(context, Backend::Acpi),
+        |context| rng_is_fed_first(Guest::boot(context, Backend::Acpi, &[])?),
     ),
     Test::new(
         "nobody who is told of a restore keeps programs from knowing of it",
@@ -119,8 +119,8 @@ fn check_events(vm: &mut Vm, programs: &[&str], last: u32) -> Result<()> {
 /// of the program was even begun: this is the proof. The bytes that the program drew differ between
 /// the clones: this alone would prove nothing, for the kernel mixes in other things as well, but if the
 /// bytes were the same the order would be wrong whatever the record shows.
-fn rng_is_fed_first(context: &Context<'_>, backend: Backend) -> Result<()> {
-    let mut snapshot = sleep_and_draw(Guest::boot(context, backend, &[])?)?;
+pub(crate) fn rng_is_fed_first(guest: Guest<'_>) -> Result<()> {
+    let mut snapshot = sleep_and_draw(guest)?;
     let mut drawn = Vec::new();
     for _ in 0..2 {
         let mut clone = snapshot.clone_machine()?;
