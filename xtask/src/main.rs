@@ -51,7 +51,8 @@ const NEEDS: &str = "\
 All but `test --no-vm` need root on a Debian system, and the network the first time.
 
 What is slow to make is kept in $XDG_CACHE_HOME/sysgenid, or else ~/.cache/sysgenid: about 2 GB, and 2 \
-GB more for each kernel. It may be deleted at any time when no guest runs.";
+GB more for each kernel; `test --all` needs 6 GB more, for arm64. It may be deleted at any time when no guest \
+runs.";
 
 #[derive(Parser)]
 #[command(
