@@ -33,6 +33,16 @@ sysgenidd > /run/sysgenidd.log 2>&1 &
 sysgenid-guest await /run/sysgenidd.log ready
 ";
 
+/// Restores the program that was dumped, and ends it. It gets its number back, which nobody may have any more: not even
+/// what is left of it until init has heard of its end.
+const RESTORE: &str = r"
+set -e
+pid=$(cat /run/holder.pid)
+timeout 20 sh -c 'while [ -e /proc/$0 ]; do usleep 10000; done' $pid
+criu restore --images-dir /run/images --restore-detached
+kill $pid
+";
+
 /// That instance's node.
 const INSTANCE: &str = "/run/sysgenid/container/sysgenid";
 
@@ -64,10 +74,7 @@ fn only_the_daemons_nodes_are_dumped(context: &Context<'_>) -> Result<()> {
         );
         if is_dumped {
             guest
-                .run(
-                    "criu restore --images-dir /run/images --restore-detached && kill $(cat /run/holder.pid)",
-                    PATIENCE,
-                )
+                .run(RESTORE, PATIENCE)
                 .with_context(|| format!("a program that has {node} ({how}) was not restored"))?;
         } else {
             guest.run("kill $(cat /run/holder.pid)", PATIENCE)?;
