@@ -53,6 +53,15 @@ impl Environment {
         Self::with_modules(cache, choice, programs, modules::build_for_some_kernel)
     }
 
+    /// The same as [`with_driver`](Self::with_driver), and a plain driver in C beside the modules.
+    pub(crate) fn with_yardstick(
+        cache: &Cache,
+        choice: &Choice,
+        programs: &Programs,
+    ) -> Result<Self> {
+        Self::with_modules(cache, choice, programs, modules::build_with_yardstick)
+    }
+
     fn with_modules(
         cache: &Cache,
         choice: &Choice,

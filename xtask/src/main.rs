@@ -75,7 +75,7 @@ enum Command {
     Demo(demo::Options),
     /// Check everything that CI checks
     Test(test::Options),
-    /// Measure the module and the daemon beside eventfd and timerfd
+    /// Measure the module and the daemon beside eventfd and timerfd, and the module beside a driver in C
     Bench(bench::Options),
     /// Make the patch series for the kernel, and check it
     Series(series::Options),

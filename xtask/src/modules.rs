@@ -22,7 +22,7 @@ pub(crate) struct Modules {
     /// What they were built against.
     pub(crate) build_folder: BuildFolder,
     folder: PathBuf,
-    defects: Vec<PathBuf>,
+    others: Vec<PathBuf>,
 }
 
 impl Modules {
@@ -34,7 +34,7 @@ impl Modules {
     /// The files of all modules.
     pub(crate) fn files(&self) -> impl Iterator<Item = PathBuf> {
         let ours = NAMES.iter().map(|name| self.file(name));
-        ours.chain(self.defects.iter().cloned())
+        ours.chain(self.others.iter().cloned())
     }
 }
 
@@ -76,7 +76,7 @@ fn build_for(cache: &Cache, tree: &Tree, build_folder: BuildFolder) -> Result<Mo
     let modules = Modules {
         build_folder,
         folder,
-        defects: Vec::new(),
+        others: Vec::new(),
     };
     for name in NAMES {
         let file = modules.file(name);
@@ -87,28 +87,47 @@ fn build_for(cache: &Cache, tree: &Tree, build_folder: BuildFolder) -> Result<Mo
     Ok(modules)
 }
 
-/// The modules whose bugs are to be found: in C, and in Rust.
-const DEFECTS: [&str; 2] = ["defects", "defects_rust"];
-
-/// Builds the modules for one kernel, and those whose bugs are to be found.
+/// Builds the modules for one kernel, and those whose bugs are to be found: in C, and in Rust.
 pub(crate) fn build_with_defects(
     cache: &Cache,
     tree: &Tree,
     build_folder: BuildFolder,
 ) -> Result<Modules> {
     let modules = build_for(cache, tree, build_folder)?;
-    let folder = modules.folder.join("defects");
-    let source = cache.repository().join("xtask/kernels/defects");
+    add(
+        modules,
+        cache,
+        tree,
+        "defects",
+        &["defects", "defects_rust"],
+    )
+}
+
+/// The same as [`build`], and a plain driver in C to measure them by.
+pub(crate) fn build_with_yardstick(cache: &Cache, tree: &Tree, choice: &Choice) -> Result<Modules> {
+    let modules = build(cache, tree, choice)?;
+    add(modules, cache, tree, "yardstick", &["yardstick"])
+}
+
+/// Builds what else a test loads, from a folder of `xtask/kernels`.
+fn add(
+    modules: Modules,
+    cache: &Cache,
+    tree: &Tree,
+    subject: &str,
+    names: &[&str],
+) -> Result<Modules> {
+    let folder = modules.folder.join(subject);
     make(
         cache,
         tree,
         &modules.build_folder,
-        "build the modules with the defects",
-        &source,
+        &format!("build the modules with the {subject}"),
+        &cache.repository().join("xtask/kernels").join(subject),
         &folder,
     )?;
     Ok(Modules {
-        defects: DEFECTS
+        others: names
             .iter()
             .map(|name| folder.join(format!("{name}.ko")))
             .collect(),

@@ -87,6 +87,20 @@ enum Program {
         #[arg(long, default_value_t = 500)]
         samples: usize,
     },
+    /// Measure the module beside a plain C driver, and print JSON
+    BenchDrivers {
+        #[arg(long, default_value_t = 10_000)]
+        most_watchers: usize,
+        /// How many samples of short operations to take
+        #[arg(long, default_value_t = 500)]
+        samples: usize,
+        /// With how many descriptors to see for how long interrupts are held off
+        #[arg(long, default_value_t = 100_000)]
+        descriptors: usize,
+        /// With how many threads that sleep in `read` to see the same
+        #[arg(long, default_value_t = 2000)]
+        sleepers: usize,
+    },
     /// Measure what the process that serves a node takes of the machine, and print JSON
     Footprint { node: String, process: u32 },
     /// Measure what strangers cost others, and print JSON
@@ -143,6 +157,12 @@ fn main() -> Result<()> {
             most_watchers,
             samples,
         } => bench::run(&name, &node, most_watchers, samples),
+        Program::BenchDrivers {
+            most_watchers,
+            samples,
+            descriptors,
+            sleepers,
+        } => bench::run_drivers(most_watchers, samples, descriptors, sleepers),
         Program::Footprint { node, process } => footprint::run(&node, process),
         Program::Strangers {
             name,

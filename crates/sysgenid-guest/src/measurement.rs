@@ -12,6 +12,16 @@ pub const PAGE_BEHIND_HOST: &str =
 /// How long an open of the host's node takes.
 pub const OPEN_BESIDE_TENANT: &str = "open of the host's node, beside a tenant that triggers";
 
+/// The module, beside a plain C driver of the same contract.
+pub const MODULE: &str = "module";
+
+/// That driver. What it is asked to do for a change is what the module does.
+pub const C_DRIVER: &str = "C driver";
+
+/// The same, where it does not reseed the kernel's random number generator before a change that software
+/// asks for, as the contract wants it.
+pub const C_DRIVER_WITHOUT_RESEED: &str = "C driver, no reseed";
+
 /// One candidate at one piece of work.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Measurement {

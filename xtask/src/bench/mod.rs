@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! `cargo xtask bench`: the module and the daemon beside `eventfd` and `timerfd`, in one boot; and the
-//! daemon on this machine, which is what it is for.
+//! `cargo xtask bench`: the module and the daemon beside `eventfd` and `timerfd`, and the module beside a
+//! plain C driver of the same contract, each in one boot; and the daemon on this machine, which is what it
+//! is for.
 
+mod drivers;
 mod report;
 
 use std::process::Command;
@@ -54,18 +56,28 @@ pub(crate) struct Options {
     #[command(flatten)]
     choice: Choice,
     /// Measure the daemon on this machine only, and start no guest
-    #[arg(long)]
+    #[arg(long, conflicts_with = "drivers_only")]
     host_only: bool,
-    /// Print the measurements as JSON
+    /// Measure the module beside a plain C driver of the same contract only
+    #[arg(long)]
+    drivers_only: bool,
+    /// Print the measurements as JSON: `host`, `guest` and `drivers`, each null if it was not measured, and
+    /// the `schema`, a number that changes when something in it goes or means something else
     #[arg(long)]
     json: bool,
 }
 
+/// The number of what is printed as JSON.
+const SCHEMA: u32 = 1;
+
 /// All that was measured.
 #[derive(Serialize)]
 struct Results {
+    schema: u32,
     host: Option<Host>,
     guest: Option<Guest>,
+    /// The module beside a plain C driver, with its events for udev and without.
+    drivers: Option<Guest>,
 }
 
 /// What was measured on this machine.
@@ -94,26 +106,48 @@ struct Run {
 /// Measures and prints the results.
 pub(crate) fn run(cache: &Cache, options: &Options) -> Result<()> {
     let programs = Programs::build(cache)?;
-    let host = match HostDaemon::cannot_run() {
-        Some(reason) if options.host_only => bail!("the daemon cannot be measured here: {reason}"),
-        Some(reason) => {
-            eprintln!("the daemon is not measured on this machine: {reason}");
-            None
-        }
-        None => Some(measure_host(cache, &programs)?),
+    let host = if options.drivers_only {
+        None
+    } else {
+        measure_host_if_possible(cache, options, &programs)?
     };
-    let guest = if options.host_only {
+    let guest = if options.host_only || options.drivers_only {
         None
     } else {
         Some(measure_guest(cache, options, &programs)?)
     };
-    let results = Results { host, guest };
+    let drivers = if options.host_only {
+        None
+    } else {
+        Some(drivers::measure(cache, &options.choice, &programs)?)
+    };
+    let results = Results {
+        schema: SCHEMA,
+        host,
+        guest,
+        drivers,
+    };
     if options.json {
         println!("{}", serde_json::to_string_pretty(&results)?);
     } else {
         report::print(&results);
     }
     Ok(())
+}
+
+fn measure_host_if_possible(
+    cache: &Cache,
+    options: &Options,
+    programs: &Programs,
+) -> Result<Option<Host>> {
+    match HostDaemon::cannot_run() {
+        Some(reason) if options.host_only => bail!("the daemon cannot be measured here: {reason}"),
+        Some(reason) => {
+            eprintln!("the daemon is not measured on this machine: {reason}");
+            Ok(None)
+        }
+        None => Ok(Some(measure_host(cache, programs)?)),
+    }
 }
 
 fn measure_host(cache: &Cache, programs: &Programs) -> Result<Host> {
@@ -204,10 +238,18 @@ fn measure_guest(cache: &Cache, options: &Options, programs: &Programs) -> Resul
 }
 
 fn measure(vm: &mut Vm, name: &str, options: &str) -> Result<Run> {
-    let mut step = Step::start(&format!("measure {name}"));
-    let mut output = String::new();
     let command = format!("sysgenid-guest bench '{name}' {options}");
-    let status = vm.agent.stream(&command, LONG, &mut |text| {
+    Ok(Run {
+        name: name.to_owned(),
+        measurements: measure_by(vm, &format!("measure {name}"), &command)?,
+    })
+}
+
+/// Runs a benchmark in the guest, and returns what it printed.
+fn measure_by(vm: &mut Vm, title: &str, command: &str) -> Result<Vec<Measurement>> {
+    let mut step = Step::start(title);
+    let mut output = String::new();
+    let status = vm.agent.stream(command, LONG, &mut |text| {
         step.show(text.lines().last().unwrap_or_default());
         output.push_str(text);
     })?;
@@ -218,8 +260,5 @@ fn measure(vm: &mut Vm, name: &str, options: &str) -> Result<Run> {
     step.done();
     let line = output.lines().find(|line| line.starts_with('['));
     let line = line.context("the benchmark printed no results")?;
-    Ok(Run {
-        name: name.to_owned(),
-        measurements: serde_json::from_str(line)?,
-    })
+    Ok(serde_json::from_str(line)?)
 }

@@ -11,6 +11,7 @@ use sysgenid_guest::measurement::PAGE_BEHIND_HOST;
 use crate::bench::DAEMON;
 use crate::bench::Results;
 use crate::bench::Run;
+use crate::bench::drivers;
 use crate::table;
 
 /// The yardstick of the short calls, and the two works that are held against it; the names are the
@@ -46,6 +47,9 @@ pub(super) fn print(results: &Results) {
         if let Some(module) = guest.runs.first() {
             println!("{}", verdict(&module.measurements));
         }
+    }
+    if let Some(drivers) = &results.drivers {
+        drivers::print(drivers);
     }
     if let Some(host) = &results.host {
         println!("\nsysgenidd on this machine: median times of one operation in ns.\n");

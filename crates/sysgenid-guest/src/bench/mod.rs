@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Measures a node's calls, and the same work done with `eventfd` and `timerfd`.
-//!
-//! The candidates of one work take turns, sample by sample, so that whatever else the machine does
-//! hits them alike. A sample of a short operation is the average of a batch, for the clock itself costs
-//! as much as the operation.
+//! Measures a node's calls, and the same work done with `eventfd` and `timerfd`; and the module's beside
+//! those of a plain C driver.
 
-use std::io::Write;
+mod drivers;
+mod hold_off;
+mod sleeper;
+mod turns;
+
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc;
 
-use anyhow::Context;
 use anyhow::Result;
 use anyhow::ensure;
 use rustix::event::EventfdFlags;
@@ -28,12 +27,16 @@ use rustix::time::Timespec;
 use rustix::time::timerfd_create;
 use rustix::time::timerfd_settime;
 use sysgenid_core::abi;
-use sysgenid_guest::measurement::Measurement;
 
+use crate::bench::sleeper::Reader;
+use crate::bench::turns::Candidate;
+use crate::bench::turns::Turns;
 use crate::clock::monotonic_ns;
 use crate::limits::allow_many_files;
 use crate::node::Node;
 use crate::node::Page;
+
+pub(crate) use crate::bench::drivers::run as run_drivers;
 
 /// How many short operations one sample is the average of.
 const BATCH: u32 = 64;
@@ -47,33 +50,6 @@ const WATCHERS: [usize; 5] = [0, 10, 100, 1000, 10_000];
 /// How many watchers one event loop serves.
 const IN_ONE_LOOP: usize = 1000;
 
-/// One that does the work: takes one sample, in nanoseconds for the whole batch.
-struct Candidate<'a> {
-    name: &'a str,
-    sample: Box<dyn FnMut() -> Result<u64> + 'a>,
-}
-
-impl<'a> Candidate<'a> {
-    /// Repeats an operation `batch` times in one sample.
-    fn new(name: &'a str, batch: u32, mut operation: impl FnMut() -> Result<()> + 'a) -> Self {
-        Self::timed(name, move || {
-            let start = monotonic_ns();
-            for _ in 0..batch {
-                operation()?;
-            }
-            Ok(monotonic_ns() - start)
-        })
-    }
-
-    /// Takes the time itself.
-    fn timed(name: &'a str, sample: impl FnMut() -> Result<u64> + 'a) -> Self {
-        Self {
-            name,
-            sample: Box::new(sample),
-        }
-    }
-}
-
 /// Measures a node, which is called `name` in the results, with up to so many watchers and so many samples
 /// of short operations, and prints the results as JSON. The other node takes the same ways.
 pub(crate) fn run(name: &str, node: &str, most_watchers: usize, samples: usize) -> Result<()> {
@@ -81,8 +57,7 @@ pub(crate) fn run(name: &str, node: &str, most_watchers: usize, samples: usize) 
     let mut bench = Bench {
         name,
         node,
-        samples,
-        results: Vec::new(),
+        turns: Turns::new(samples),
     };
     bench.probe()?;
     bench.calls()?;
@@ -93,7 +68,7 @@ pub(crate) fn run(name: &str, node: &str, most_watchers: usize, samples: usize) 
         bench.everybody_done(watchers)?;
     }
     bench.event_loop_done()?;
-    println!("{}", serde_json::to_string(&bench.results)?);
+    println!("{}", serde_json::to_string(&bench.turns.results)?);
     Ok(())
 }
 
@@ -102,55 +77,10 @@ struct Bench<'a> {
     name: &'a str,
     /// Its path.
     node: &'a str,
-    /// How many samples of short operations are taken.
-    samples: usize,
-    results: Vec<Measurement>,
+    turns: Turns,
 }
 
 impl Bench<'_> {
-    /// Takes samples of all candidates in turns.
-    fn compare(
-        &mut self,
-        work: &str,
-        samples: usize,
-        batch: u32,
-        mut candidates: Vec<Candidate<'_>>,
-    ) -> Result<()> {
-        let mut taken = vec![Vec::with_capacity(samples); candidates.len()];
-        // The first rounds warm up the emulator's translations and are not counted.
-        let warm_up = samples / 10 + 1;
-        for round in 0..warm_up + samples {
-            for (candidate, taken) in candidates.iter_mut().zip(&mut taken) {
-                let sample =
-                    (candidate.sample)().with_context(|| format!("{work}, {}", candidate.name))?;
-                if round >= warm_up {
-                    taken.push(sample / u64::from(batch));
-                }
-            }
-        }
-        for (candidate, mut taken) in candidates.into_iter().zip(taken) {
-            taken.sort_unstable();
-            self.results.push(Measurement {
-                work: work.to_owned(),
-                candidate: candidate.name.to_owned(),
-                samples: taken.len(),
-                batch,
-                median_ns: taken[taken.len() / 2],
-                p99_ns: taken[taken.len() * 99 / 100],
-            });
-        }
-        // Whoever watches the output sees that it goes on.
-        eprintln!("{work}");
-        std::io::stderr().flush()?;
-        Ok(())
-    }
-
-    /// How many samples are taken with so many watchers: fewer if each takes long.
-    fn samples_for(&self, watchers: usize) -> usize {
-        const FEW: usize = 30;
-        (100_000 / watchers.max(1)).clamp(FEW.min(self.samples), self.samples)
-    }
-
     fn probe(&mut self) -> Result<()> {
         /// A load takes less than a nanosecond, so this many are one operation.
         const LOADS: u32 = 1000;
@@ -178,7 +108,7 @@ impl Bench<'_> {
             }
             Ok((monotonic_ns() - start) * u64::from(LOADS / CALLS * BATCH))
         });
-        self.compare(
+        self.turns.compare(
             "1000 probes: has it changed? (mapped loads)",
             200,
             BATCH,
@@ -191,9 +121,9 @@ impl Bench<'_> {
         let counter = eventfd(0, EventfdFlags::NONBLOCK)?;
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK)?;
         let read = Candidate::new(self.name, BATCH, || expect_again(node.read().map(drop)));
-        self.compare(
+        self.turns.compare(
             "non-blocking read, nothing new",
-            self.samples,
+            self.turns.samples,
             BATCH,
             beside_reads(&counter, &timer, read),
         )?;
@@ -202,9 +132,9 @@ impl Bench<'_> {
         let outdated = Node::open_nonblocking(self.node)?;
         outdated.bump()?;
         let full = eventfd(u32::MAX, EventfdFlags::NONBLOCK | EventfdFlags::SEMAPHORE)?;
-        self.compare(
+        self.turns.compare(
             "non-blocking read, something new",
-            self.samples,
+            self.turns.samples,
             BATCH,
             vec![
                 Candidate::new("eventfd read", BATCH, || Ok(read_counter(&full)?)),
@@ -247,15 +177,16 @@ impl Bench<'_> {
                 Ok(())
             });
             let candidates = beside_reads(&counter, &timer, candidate);
-            self.compare(work, self.samples, BATCH, candidates)?;
+            self.turns
+                .compare(work, self.turns.samples, BATCH, candidates)?;
         }
         for (work, request) in [
             ("ioctl FORCE_GEN_UPDATE", abi::VMGENID_FORCE_GEN_UPDATE),
             ("ioctl TRIGGER_GEN_UPDATE", abi::SYSGENID_TRIGGER_GEN_UPDATE),
         ] {
-            self.compare(
+            self.turns.compare(
                 work,
-                self.samples,
+                self.turns.samples,
                 BUMP_BATCH,
                 vec![
                     Candidate::new("eventfd write", BUMP_BATCH, || signal(&counter)),
@@ -270,9 +201,9 @@ impl Bench<'_> {
         // The generation cannot change meanwhile: nobody else is here.
         let acknowledging = Node::open_nonblocking(self.node)?;
         let generation = Page::map(self.node)?.generation();
-        self.compare(
+        self.turns.compare(
             "acknowledge (write)",
-            self.samples,
+            self.turns.samples,
             BATCH,
             vec![
                 Candidate::new("eventfd write", BATCH, || signal(&counter)),
@@ -301,9 +232,9 @@ impl Bench<'_> {
                 Ok(())
             }),
         ];
-        self.compare(
+        self.turns.compare(
             "open and close (a node has a path to look up)",
-            self.samples,
+            self.turns.samples,
             BATCH,
             candidates,
         )
@@ -329,9 +260,9 @@ impl Bench<'_> {
                 Candidate::timed("timerfd", || timer_reader.wake(|| expire(&timer))),
                 Candidate::timed(self.name, || node_reader.wake(|| Ok(trigger.bump()?))),
             ];
-            let result = self.compare(
+            let result = self.turns.compare(
                 "wake-up of one sleeping reader",
-                self.samples,
+                self.turns.samples,
                 1,
                 candidates,
             );
@@ -349,7 +280,7 @@ impl Bench<'_> {
     /// each time. With an eventfd the same: so many descriptors of one, registered alike.
     fn bump(&mut self, watchers: usize) -> Result<()> {
         let trigger = Node::open(self.node)?;
-        let samples = self.samples_for(watchers);
+        let samples = self.turns.samples_for(watchers);
         {
             let _open = open_watchers(self.node, watchers)?;
             let counter = eventfd(0, EventfdFlags::NONBLOCK)?;
@@ -359,7 +290,7 @@ impl Bench<'_> {
                 Candidate::new(self.name, BUMP_BATCH, || Ok(trigger.bump()?)),
             ];
             let work = format!("bump, {watchers} watchers open");
-            self.compare(&work, samples, BUMP_BATCH, candidates)?;
+            self.turns.compare(&work, samples, BUMP_BATCH, candidates)?;
         }
         if watchers == 0 {
             return Ok(());
@@ -374,7 +305,7 @@ impl Bench<'_> {
             Candidate::new(self.name, 1, || Ok(trigger.bump()?)),
         ];
         let work = format!("bump, {watchers} watchers in one epoll");
-        self.compare(&work, samples, 1, candidates)
+        self.turns.compare(&work, samples, 1, candidates)
     }
 
     /// From a bump until a wait for everybody returns: each of the watchers reads and acknowledges, one
@@ -409,7 +340,8 @@ impl Bench<'_> {
             }),
         ];
         let work = format!("bump until all of {watchers} have acknowledged");
-        self.compare(&work, self.samples_for(watchers), 1, candidates)
+        self.turns
+            .compare(&work, self.turns.samples_for(watchers), 1, candidates)
     }
 
     /// The same, where one event loop serves all the watchers as each becomes ready.
@@ -448,7 +380,8 @@ impl Bench<'_> {
             }),
         ];
         let work = format!("bump until an event loop has acknowledged for {IN_ONE_LOOP}");
-        self.compare(&work, self.samples_for(IN_ONE_LOOP), 1, candidates)
+        self.turns
+            .compare(&work, self.turns.samples_for(IN_ONE_LOOP), 1, candidates)
     }
 }
 
@@ -480,54 +413,6 @@ fn beside_reads<'a>(
         Candidate::new("timerfd read", BATCH, || expect_again(read_counter(timer))),
         candidate,
     ]
-}
-
-/// A thread that does something blocking again and again.
-struct Reader {
-    sleeping: mpsc::Receiver<rustix::thread::Pid>,
-    woken: mpsc::Receiver<Result<u64>>,
-    again: mpsc::Sender<()>,
-}
-
-impl Reader {
-    fn spawn<'scope>(
-        scope: &'scope std::thread::Scope<'scope, '_>,
-        block: impl Fn() -> Result<()> + Send + 'scope,
-    ) -> Self {
-        let (announce, sleeping) = mpsc::channel();
-        let (report, woken) = mpsc::channel();
-        let (again, permission) = mpsc::channel::<()>();
-        scope.spawn(move || {
-            while permission.recv().is_ok() {
-                if announce.send(rustix::thread::gettid()).is_err() {
-                    return;
-                }
-                if report.send(block().map(|()| monotonic_ns())).is_err() {
-                    return;
-                }
-            }
-        });
-        Self {
-            sleeping,
-            woken,
-            again,
-        }
-    }
-
-    /// Lets it fall asleep, wakes it, and returns how long it took until it ran.
-    fn wake(&mut self, signal: impl FnOnce() -> Result<()>) -> Result<u64> {
-        self.again.send(())?;
-        let thread = self.sleeping.recv()?;
-        let path = format!("/proc/self/task/{thread}/stat");
-        while !std::fs::read_to_string(&path)?.contains(") S ") {
-            std::thread::yield_now();
-        }
-        let start = monotonic_ns();
-        signal()?;
-        let woken = self.woken.recv()?.context("the reader failed")?;
-        ensure!(woken >= start, "woken before it was signalled");
-        Ok(woken - start)
-    }
 }
 
 fn open_watchers(node: &str, count: usize) -> Result<Vec<Node>> {
