@@ -41,6 +41,20 @@ impl<T: Send + Sync + 'static> Published<T> {
         Publication(self)
     }
 
+    /// Does something to the state, if there is any, that does not sleep. Unlike with [`get`](Self::get), no
+    /// reference is given up then, which would drop the state if it were the last.
+    pub(crate) fn with<R>(&self, work: impl FnOnce(&T) -> R) -> Option<R> {
+        let _guard = rcu::read_lock();
+        // Pairs with the full ordering in `take_and_store`.
+        let pointer = self.0.load(Acquire);
+        if pointer.is_null() {
+            return None;
+        }
+        // SAFETY: By the type invariants the pointer came from `Arc::into_raw`, and its count is not
+        // given up before this read-side critical section ends.
+        Some(work(unsafe { &*pointer }))
+    }
+
     /// The state, if there is any.
     pub(crate) fn get(&self) -> Option<Arc<T>> {
         let _guard = rcu::read_lock();

@@ -88,9 +88,7 @@ static INSTANCE: Published<Instance> = Published::new();
 /// nobody, in any context in which spin locks may be taken; not for NMIs.
 #[no_mangle]
 pub extern "C" fn sysgenid_bump_generation() {
-    if let Some(instance) = INSTANCE.get() {
-        instance.bump();
-    }
+    INSTANCE.with(Instance::bump);
 }
 
 /// Reseeds the kernel's random number generator, so that what was mixed into its pool comes into effect.
