@@ -96,8 +96,7 @@ impl Generator {
     ///
     /// Says so in the log, once, if it fails, which keeps nobody from changing the generation.
     pub(crate) fn reseed(&self) {
-        entropy::mix(&RealTime::ktime_get().to_ne_bytes());
-        entropy::mix(&BootTime::ktime_get().to_ne_bytes());
+        entropy::mix([RealTime::ktime_get(), BootTime::ktime_get()].as_bytes());
         let reseeded = match self.urandom.as_ref() {
             Some(urandom) => urandom.reseed(),
             None => Err(ENOENT),
