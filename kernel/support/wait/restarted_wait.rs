@@ -107,11 +107,12 @@ fn take() -> Option<(WaitKey, i64)> {
     let block = unsafe { &mut (*task).restart_block };
     // SAFETY: Any bytes are a valid value, and all of a task's are initialised.
     let kept = unsafe { &mut block.__bindgen_anon_1.futex };
+    // The quickest to see comes first: hardly ever is anything kept.
+    if kept.bitset != KEPT || kept.uaddr2 != task.cast() {
+        return None;
+    }
     let address = |function: RestartFunction| function.map(|function| function as *const ());
-    if address(block.fn_) != address(restart_nothing())
-        || kept.bitset != KEPT
-        || kept.uaddr2 != task.cast()
-    {
+    if address(block.fn_) != address(restart_nothing()) {
         return None;
     }
     kept.bitset = 0;
