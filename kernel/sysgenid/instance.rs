@@ -6,6 +6,8 @@
 //! page while the lock is held, so that the page never goes back, and everybody is woken after the
 //! lock is released, so that whoever wakes sees the new generation in the page and the lock free.
 //!
+//! What is asked most often is answered by a [glance](Glance), without the lock.
+//!
 //! Restores may be told of in an interrupt, so the lock keeps interrupts off, for a few instructions. Whom
 //! to wake is walked with interrupts off by the kernel's wait queues themselves, all at once: some 0.1 µs
 //! for each poller, of whom a user may have as many as he may open files.
@@ -15,6 +17,7 @@ use crate::{
     sysgenid_core::{
         abi,
         Change,
+        Epoch,
         Error,
         History,
         PageWord,
@@ -32,6 +35,14 @@ use kernel::{
     prelude::*,
     static_lock_class,
     sync::{
+        atomic::{
+            ordering::{
+                Acquire,
+                Relaxed,
+                Release, //
+            },
+            Atomic, //
+        },
         poll::PollCondVar,
         LockedBy,
         SpinLockIrq,
@@ -59,6 +70,8 @@ pub(crate) struct Instance {
     pub(crate) settled: TimedWaitQueue,
     /// What user space maps.
     pub(crate) page: WordPage,
+    /// What can be seen without the lock.
+    pub(crate) glance: Glance,
     /// How many backends are registered.
     backends: LockedBy<usize, Registry>,
     /// What is reseeded before a change that the kernel has not noticed.
@@ -79,6 +92,7 @@ impl Instance {
                 static_lock_class!(),
             ),
             page: WordPage::new(page_word(&Registry::new(), 0).to_word())?,
+            glance: Glance::new(),
             backends: LockedBy::new(&registry, 0),
             generator: Generator::new(),
             uevents,
@@ -152,7 +166,10 @@ impl Instance {
         // Under the lock, so that a later change has a later time and a later event.
         let now = BootTime::ktime_get().unsigned_abs();
         self.history.access_mut(&mut registry).note(epoch, now);
+        // The page comes before the epoch: who sees the change sees the generation.
+        self.glance.set_outdated_watchers(&registry);
         self.store_page(&registry);
+        self.glance.set_epoch(&registry);
         if let Some(uevents) = &self.uevents {
             uevents.note(change.generation.get());
         }
@@ -168,6 +185,45 @@ impl Instance {
     fn store_page(&self, registry: &SpinLockIrqGuard<'_, Registry>) {
         let backends = *self.backends.access(registry);
         self.page.store(page_word(registry, backends).to_word());
+    }
+}
+
+/// Copies of a part of the accounts, which are written under the lock and read without.
+pub(crate) struct Glance {
+    epoch: Atomic<u64>,
+    outdated_watchers: Atomic<usize>,
+}
+
+impl Glance {
+    /// Of accounts in which nothing has happened.
+    fn new() -> Self {
+        Self {
+            epoch: Atomic::new(Epoch::START.get()),
+            outdated_watchers: Atomic::new(0),
+        }
+    }
+
+    /// The number of changes so far. Whoever sees one here sees it in the page, too.
+    pub(crate) fn epoch(&self) -> Epoch {
+        // Pairs with the release in `set_epoch`.
+        Epoch::new(self.epoch.load(Acquire))
+    }
+
+    /// The number of tracked watchers that have not acknowledged.
+    pub(crate) fn outdated_watchers(&self) -> usize {
+        self.outdated_watchers.load(Relaxed)
+    }
+
+    fn set_epoch(&self, registry: &SpinLockIrqGuard<'_, Registry>) {
+        self.epoch.store(registry.epoch().get(), Release);
+    }
+
+    /// To be called with the lock when the number may have changed.
+    pub(crate) fn set_outdated_watchers(&self, registry: &SpinLockIrqGuard<'_, Registry>) {
+        let outdated = registry.outdated_watchers();
+        if self.outdated_watchers.load(Relaxed) != outdated {
+            self.outdated_watchers.store(outdated, Relaxed);
+        }
     }
 }
 

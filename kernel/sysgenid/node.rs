@@ -18,6 +18,7 @@ use crate::{
     sysgenid_core::{
         abi,
         Access,
+        Epoch,
         Error,
         Ioctl,
         Mapping,
@@ -30,6 +31,10 @@ use crate::{
         Watcher, //
     },
     timed_wait_queue::Ended,
+    user_copy::{
+        Destination,
+        Source, //
+    },
     vma::Area,
     word_page::WordPage, //
 };
@@ -40,14 +45,14 @@ use kernel::{
         File,
         LocalFile, //
     },
-    iov::{
-        IovIterDest,
-        IovIterSource, //
-    },
     prelude::*,
     seq_file::SeqFile,
     seq_print,
     sync::{
+        atomic::{
+            ordering::Relaxed,
+            Atomic, //
+        },
         poll::PollTable,
         Arc,
         LockedBy, //
@@ -82,6 +87,8 @@ pub(crate) fn options(node: Node, instance: Arc<Instance>) -> miscdevice::Option
 pub(crate) struct Description {
     instance: Arc<Instance>,
     watcher: LockedBy<Watcher, Registry>,
+    /// A copy of the epoch that the watcher acknowledged, written under the lock and read without.
+    acknowledged: Atomic<u64>,
 }
 
 impl Description {
@@ -91,8 +98,17 @@ impl Description {
         // The lock lends out either the registry or the watcher, so the watcher is changed in a copy.
         let mut watcher = self.watcher.access(&registry).clone();
         let result = change(&mut registry, &mut watcher);
+        self.acknowledged
+            .store(watcher.record().acknowledged.get(), Relaxed);
         *self.watcher.access_mut(&mut registry) = watcher;
+        self.instance.glance.set_outdated_watchers(&registry);
         result
+    }
+
+    /// Whether the watcher has yet to acknowledge the current generation, by a glance. Somebody may
+    /// acknowledge or change it at the same time, which is then before this or after.
+    fn is_outdated(&self) -> bool {
+        Epoch::new(self.acknowledged.load(Relaxed)) != self.instance.glance.epoch()
     }
 
     /// Asks, at this moment, what a wait for all tracked watchers does.
@@ -141,8 +157,16 @@ impl miscdevice::Device for Description {
         let memory = KBox::new_uninit(GFP_KERNEL_ACCOUNT)?;
         let instance = data.instance.clone();
         let watcher = instance.registry.lock().open(data.node, access(file));
+        let acknowledged = Atomic::new(watcher.record().acknowledged.get());
         let watcher = LockedBy::new(&instance.registry, watcher);
-        Ok(KBox::write(memory, Self { instance, watcher }))
+        Ok(KBox::write(
+            memory,
+            Self {
+                instance,
+                watcher,
+                acknowledged,
+            },
+        ))
     }
 
     fn release(description: KBox<Self>) {
@@ -150,7 +174,7 @@ impl miscdevice::Device for Description {
         description.instance.wake(wake);
     }
 
-    fn read(description: &Self, file: &LocalFile, to: &mut IovIterDest<'_>) -> Result<usize> {
+    fn read(description: &Self, file: &LocalFile, to: &mut impl Destination) -> Result<usize> {
         restarted_wait::forget();
         let instance = &*description.instance;
         let mut patience = if file.flags() & flags::O_NONBLOCK != 0 {
@@ -158,21 +182,25 @@ impl miscdevice::Device for Description {
         } else {
             Patience::Sleep
         };
+        // Most of those who ask and do not sleep find nothing.
+        if patience == Patience::None
+            && to.room() >= abi::GENERATION_SIZE
+            && !description.is_outdated()
+        {
+            return Err(errno(Error::WouldBlock));
+        }
         let mut registry = instance.registry.lock();
         loop {
             // A copy, as in `update`; the lock is released while this sleeps.
             let mut watcher = description.watcher.access(&registry).clone();
-            let answer = registry.read(&mut watcher, to.len(), patience);
+            let answer = registry.read(&mut watcher, to.room(), patience);
             *description.watcher.access_mut(&mut registry) = watcher;
             match answer.map_err(errno)? {
                 Read::Empty => return Ok(0),
                 Read::Generation(generation) => {
                     drop(registry);
-                    let bytes = generation.to_ne_bytes();
-                    if to.copy_to_iter(&bytes) != bytes.len() {
-                        return Err(EFAULT);
-                    }
-                    return Ok(bytes.len());
+                    to.put(&generation.to_ne_bytes())?;
+                    return Ok(abi::GENERATION_SIZE);
                 }
                 Read::Sleep => {
                     if instance.changed.wait_interruptible_freezable(&mut registry) {
@@ -183,16 +211,14 @@ impl miscdevice::Device for Description {
         }
     }
 
-    fn write(description: &Self, from: &mut IovIterSource<'_>) -> Result<usize> {
+    fn write(description: &Self, from: &mut impl Source) -> Result<usize> {
         restarted_wait::forget();
-        // One byte more than a generation has, so that a write that is too long shows as one.
-        let mut buffer = [0; abi::GENERATION_SIZE + 1];
-        let bytes = &mut buffer[..from.len().min(abi::GENERATION_SIZE + 1)];
-        if from.copy_from_iter(bytes) != bytes.len() {
-            return Err(EFAULT);
+        if from.left() != abi::GENERATION_SIZE {
+            return Err(errno(Error::Invalid));
         }
+        let bytes: [u8; abi::GENERATION_SIZE] = from.take()?;
         let wake = description
-            .update(|registry, watcher| registry.write(watcher, bytes))
+            .update(|registry, watcher| registry.write(watcher, &bytes))
             .map_err(errno)?;
         description.instance.wake(wake);
         Ok(bytes.len())
@@ -202,8 +228,7 @@ impl miscdevice::Device for Description {
         restarted_wait::forget();
         // Registering comes first: a change after the look then still wakes the poller.
         table.register_wait(file, &description.instance.changed);
-        let registry = description.instance.registry.lock();
-        registry.poll(description.watcher.access(&registry))
+        abi::poll_events(description.is_outdated())
     }
 
     fn may_map(area: &Area) -> Result {
@@ -227,7 +252,7 @@ impl miscdevice::Device for Description {
         }
         match call {
             Ioctl::CountOutdatedWatchers => {
-                let count = description.instance.registry.lock().outdated_watchers();
+                let count = description.instance.glance.outdated_watchers();
                 // A system call returns an int.
                 return Ok(i32::try_from(count).unwrap_or(i32::MAX) as isize);
             }

@@ -57,6 +57,8 @@ mod sysgenid_core;
 mod timed_wait_queue;
 #[path = "../support/file/uevent.rs"]
 mod uevent;
+#[path = "../support/file/user_copy.rs"]
+mod user_copy;
 #[path = "../support/file/vma.rs"]
 mod vma;
 #[path = "../support/file/word_page.rs"]

@@ -57,6 +57,15 @@ pub const POLL_WRITABLE: u32 = 0x104;
 /// What `poll` reports besides of an outdated watcher: `EPOLLIN | EPOLLRDNORM`.
 pub const POLL_READABLE: u32 = 0x41;
 
+/// What `poll` reports of a watcher that is outdated, or not.
+pub const fn poll_events(outdated: bool) -> u32 {
+    if outdated {
+        POLL_WRITABLE | POLL_READABLE
+    } else {
+        POLL_WRITABLE
+    }
+}
+
 /// The field names of `/proc/PID/fdinfo/FD`, in their order: the current generation, the one that
 /// the watcher acknowledged, whether it is tracked, and whether it is outdated (0 or 1).
 pub const FDINFO_FIELDS: [&str; 4] = ["generation", "acknowledged", "tracked", "outdated"];

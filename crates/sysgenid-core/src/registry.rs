@@ -265,11 +265,7 @@ impl Registry {
 
     /// The events that `poll` reports of the watcher, as `EPOLL…` bits.
     pub fn poll(&self, watcher: &Watcher) -> u32 {
-        if self.is_outdated(watcher) {
-            abi::POLL_WRITABLE | abi::POLL_READABLE
-        } else {
-            abi::POLL_WRITABLE
-        }
+        abi::poll_events(self.is_outdated(watcher))
     }
 
     /// What a wait for all tracked watchers does.

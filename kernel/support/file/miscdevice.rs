@@ -2,7 +2,7 @@
 
 //! A module that serves misc devices which can be polled and mapped, and which carry data.
 //!
-//! [`kernel::miscdevice`] has no `poll`, no way to reach the driver's state from `open`, no permission
+//! [`kernel::miscdevice`] has no `poll`, no `read` and `write` but those for I/O vectors, no way to reach the driver's state from `open`, no permission
 //! bits, no uevents and nothing to do after a hibernation. This adds them on top of its table of file
 //! operations.
 //!
@@ -11,6 +11,10 @@
 
 use crate::{
     uevent::DeviceEvents,
+    user_copy::{
+        Destination,
+        Source, //
+    },
     vma::{
         self,
         Area, //
@@ -23,7 +27,10 @@ use kernel::{
     container_of,
     device::Device as DriverDevice,
     error::to_result,
-    ffi::c_int,
+    ffi::{
+        c_char,
+        c_int, //
+    },
     fs::{
         File,
         Kiocb,
@@ -45,6 +52,10 @@ use kernel::{
     types::{
         ForeignOwnable,
         Opaque, //
+    },
+    uaccess::{
+        UserPtr,
+        UserSlice, //
     }, //
 };
 
@@ -76,11 +87,11 @@ pub(crate) trait Device: Sized + 'static {
     fn read(
         opened: Borrowed<'_, Self>,
         file: &LocalFile,
-        to: &mut IovIterDest<'_>,
+        to: &mut impl Destination,
     ) -> Result<usize>;
 
     /// Writes to an open file.
-    fn write(opened: Borrowed<'_, Self>, from: &mut IovIterSource<'_>) -> Result<usize>;
+    fn write(opened: Borrowed<'_, Self>, from: &mut impl Source) -> Result<usize>;
 
     /// Registers with a wait queue through `table`, then returns the `EPOLL…` events that are pending.
     fn poll(opened: Borrowed<'_, Self>, file: &File, table: PollTable<'_>) -> u32;
@@ -298,6 +309,9 @@ impl<T: Device> Adapter<T> {
         // SAFETY: `into_raw` sets `fops` to a valid static table.
         let mut operations = unsafe { *plain.fops };
         operations.poll = Some(poll_callback::<T>);
+        // Beside those for I/O vectors, as `/dev/zero` has it: they need not make one.
+        operations.read = Some(read_callback::<T>);
+        operations.write = Some(write_callback::<T>);
         operations
     };
 
@@ -365,6 +379,46 @@ impl<T: Device> MiscDevice for Adapter<T> {
     fn show_fdinfo(opened: Borrowed<'_, T>, to: &SeqFile, _file: &File) {
         T::show_fdinfo(opened, to);
     }
+}
+
+/// What a call on a file returns to user space.
+fn returned(result: Result<usize>) -> isize {
+    match result {
+        Ok(bytes) => bytes as isize,
+        Err(error) => error.to_errno() as isize,
+    }
+}
+
+/// # Safety
+///
+/// `file` must be an open file of a [`Registration<T>`].
+unsafe extern "C" fn read_callback<T: Device>(
+    file: *mut bindings::file,
+    to: *mut c_char,
+    length: usize,
+    _position: *mut bindings::loff_t,
+) -> isize {
+    // SAFETY: `open` stored a foreign `T::Ptr`, which is not taken back before `release`.
+    let opened = unsafe { <T::Ptr as ForeignOwnable>::borrow((*file).private_data) };
+    // SAFETY: The caller passes a valid file, which is used on the calling thread only.
+    let file = unsafe { LocalFile::from_raw_file(file) };
+    let to = UserSlice::new(UserPtr::from_ptr(to.cast()), length);
+    returned(T::read(opened, file, &mut to.writer()))
+}
+
+/// # Safety
+///
+/// `file` must be an open file of a [`Registration<T>`].
+unsafe extern "C" fn write_callback<T: Device>(
+    file: *mut bindings::file,
+    from: *const c_char,
+    length: usize,
+    _position: *mut bindings::loff_t,
+) -> isize {
+    // SAFETY: `open` stored a foreign `T::Ptr`, which is not taken back before `release`.
+    let opened = unsafe { <T::Ptr as ForeignOwnable>::borrow((*file).private_data) };
+    let from = UserSlice::new(UserPtr::from_ptr(from.cast_mut().cast()), length);
+    returned(T::write(opened, &mut from.reader()))
 }
 
 /// The file that a kiocb is for.
