@@ -1,36 +1,49 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A work queue of one's own.
+//! Work that is done soon, on a work queue of its own.
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
-use core::ptr::NonNull;
+use core::{
+    ops::Deref,
+    ptr::NonNull, //
+};
 use kernel::{
     bindings,
+    container_of,
     ffi::c_int,
     prelude::*,
     str::CStr,
+    sync::Arc,
     workqueue::{
+        HasDelayedWork,
         Queue,
-        RawWorkItem, //
+        Work,
+        WorkItem, //
     }, //
 };
 
-/// A work queue that carries out one item at a time and needs no memory to do so.
+/// How long a worker is not woken after it was asked for, in jiffies.
+const DELAY: usize = 1;
+
+/// A work item with a work queue of its own, which needs no memory to carry it out.
 ///
 /// # Invariants
 ///
-/// The pointer is that of a work queue that nobody else destroys.
-pub(crate) struct OwnedQueue(NonNull<bindings::workqueue_struct>);
+/// The pointer is that of a work queue that nobody else destroys. Nothing is queued on it but `item`.
+pub(crate) struct Errand<T: HasDelayedWork<T> + Send + Sync + 'static> {
+    queue: NonNull<bindings::workqueue_struct>,
+    item: Arc<T>,
+}
 
 // SAFETY: A work queue may be used and destroyed on any thread.
-unsafe impl Send for OwnedQueue {}
+unsafe impl<T: HasDelayedWork<T> + Send + Sync + 'static> Send for Errand<T> {}
 // SAFETY: As above.
-unsafe impl Sync for OwnedQueue {}
+unsafe impl<T: HasDelayedWork<T> + Send + Sync + 'static> Sync for Errand<T> {}
 
-impl OwnedQueue {
+impl<T: HasDelayedWork<T> + Send + Sync + 'static> Errand<T> {
     /// Creates a queue whose worker shows `name`, which must contain no `%`.
-    pub(crate) fn new(name: &'static CStr) -> Result<Self> {
+    pub(crate) fn new(name: &'static CStr, item: Arc<T>) -> Result<Self> {
         if name.to_bytes().contains(&b'%') {
             return Err(EINVAL);
         }
@@ -43,24 +56,48 @@ impl OwnedQueue {
             )
         };
         // INVARIANT: It was just made.
-        NonNull::new(queue).map(Self).ok_or(ENOMEM)
+        let queue = NonNull::new(queue).ok_or(ENOMEM)?;
+        Ok(Self { queue, item })
     }
 
-    /// Queues an item, to be carried out soon. There is none to be carried out later: the timer of such an
-    /// item would outlive the queue.
-    pub(crate) fn enqueue<W>(&self, item: W) -> W::EnqueueOutput
+    /// Has the item carried out within some milliseconds, and at least once after this was called.
+    ///
+    /// It is not done at once because waking a worker takes longer than all that callers in a hurry have
+    /// to do themselves. This waits for nobody, in any context in which spin locks may be taken.
+    pub(crate) fn run_soon(&self)
     where
-        W: RawWorkItem<0> + Send + 'static,
+        T: WorkItem<Pointer = Arc<T>>,
     {
         // SAFETY: By the type invariants the queue is valid for as long as `self` is.
-        unsafe { Queue::from_raw(self.0.as_ptr()) }.enqueue(item)
+        let queue = unsafe { Queue::from_raw(self.queue.as_ptr()) };
+        // If it is queued already, it has yet to begin.
+        let _ = queue.enqueue_delayed(self.item.clone(), DELAY);
     }
 }
 
-impl Drop for OwnedQueue {
-    /// Waits until everything that was queued has been done.
+impl<T: HasDelayedWork<T> + Send + Sync + 'static> Deref for Errand<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.item
+    }
+}
+
+impl<T: HasDelayedWork<T> + Send + Sync + 'static> Drop for Errand<T> {
+    /// Waits until the item has been carried out, if that is to come.
     fn drop(&mut self) {
-        // SAFETY: By the type invariants the queue is there, and nobody can queue on it any more.
-        unsafe { bindings::destroy_workqueue(self.0.as_ptr()) };
+        // SAFETY: A pointer into an `Arc` points at a valid value.
+        let work = unsafe { T::raw_get_work(Arc::as_ptr(&self.item).cast_mut()) };
+        // SAFETY: As above.
+        let work = unsafe { Work::raw_get(work) };
+        // SAFETY: By its safety requirements, `HasDelayedWork` returns what is in a `delayed_work`.
+        let delayed = unsafe { container_of!(work, bindings::delayed_work, work) };
+        // SAFETY: The item is initialised. By the type invariants the queue is there, has nothing but
+        // this item, and nobody can queue it there any more.
+        unsafe {
+            // Its timer would outlive the queue.
+            bindings::flush_delayed_work(delayed);
+            bindings::destroy_workqueue(self.queue.as_ptr());
+        }
     }
 }

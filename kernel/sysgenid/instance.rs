@@ -170,13 +170,12 @@ impl Instance {
         self.glance.set_outdated_watchers(&registry);
         self.store_page(&registry);
         self.glance.set_epoch(&registry);
-        if let Some(uevents) = &self.uevents {
-            uevents.note(change.generation.get());
-        }
+        let uevents = self.uevents.as_ref();
+        let uevents = uevents.filter(|uevents| uevents.note(change.generation.get()));
         drop(registry);
         self.changed.notify_all();
         self.settled.wake_all();
-        if let Some(uevents) = &self.uevents {
+        if let Some(uevents) = uevents {
             uevents.send();
         }
     }

@@ -4,16 +4,16 @@
 //!
 //! C header: [`include/linux/kobject.h`](srctree/include/linux/kobject.h)
 
-use crate::workqueue::OwnedQueue;
+use crate::workqueue::Errand;
 use core::mem;
 use kernel::{
     bindings,
     device::Device,
     error::to_result,
-    impl_has_work,
+    impl_has_delayed_work,
+    new_delayed_work,
     new_mutex,
     new_spinlock_irq,
-    new_work,
     prelude::*,
     str::CString,
     sync::{
@@ -23,7 +23,7 @@ use kernel::{
         SpinLockIrq, //
     },
     workqueue::{
-        Work,
+        DelayedWork,
         WorkItem, //
     }, //
 };
@@ -35,11 +35,7 @@ const PENDING: usize = 64;
 ///
 /// Sending may sleep, for as long as memory is short, so it is left to a work item: who wants an event
 /// does not wait for it.
-pub(crate) struct Uevents {
-    // The order is that of the end: when the queue is gone, nobody sends any more.
-    queue: OwnedQueue,
-    sender: Arc<Sender>,
-}
+pub(crate) struct Uevents(Errand<Sender>);
 
 /// The half of the one device that events are of.
 pub(crate) struct DeviceEvents(Arc<Sender>);
@@ -47,6 +43,8 @@ pub(crate) struct DeviceEvents(Arc<Sender>);
 /// Values that wait to be sent, the oldest first.
 struct Pending {
     values: [u32; PENDING],
+    /// Where the oldest is.
+    first: usize,
     count: usize,
 }
 
@@ -61,11 +59,11 @@ struct Sender {
     #[pin]
     device: Mutex<Option<ARef<Device>>>,
     #[pin]
-    work: Work<Sender>,
+    work: DelayedWork<Sender>,
 }
 
-impl_has_work! {
-    impl HasWork<Self> for Sender { self.work }
+impl_has_delayed_work! {
+    impl HasDelayedWork<Self> for Sender { self.work }
 }
 
 impl Uevents {
@@ -76,25 +74,29 @@ impl Uevents {
             pending <- new_spinlock_irq!(Pending::NONE, "sysgenid_uevents"),
             // INVARIANT: There is no device.
             device <- new_mutex!(None),
-            work <- new_work!("sysgenid_uevents"),
+            work <- new_delayed_work!("sysgenid_uevents"),
         });
         let sender = Arc::pin_init(sender, GFP_KERNEL)?;
         let events = DeviceEvents(sender.clone());
-        let queue = OwnedQueue::new(c"sysgenid_uevents")?;
-        Ok((Self { queue, sender }, events))
+        let errand = Errand::new(c"sysgenid_uevents", sender)?;
+        Ok((Self(errand), events))
     }
 
-    /// Notes that an event with this value is to be sent, after those that were noted before.
+    /// Notes that an event with this value is to be sent, after those that were noted before. Says whether
+    /// [`send`](Self::send) is to be called; if not, somebody else has or will.
     ///
-    /// This and [`send`](Self::send) wait for nobody, in any context in which spin locks may be taken.
-    pub(crate) fn note(&self, value: u32) {
-        self.sender.pending.lock().push(value);
+    /// Both wait for nobody, in any context in which spin locks may be taken.
+    #[must_use]
+    pub(crate) fn note(&self, value: u32) -> bool {
+        let mut pending = self.0.pending.lock();
+        pending.push(value);
+        pending.count == 1
     }
 
     /// Has everything sent that was noted.
     pub(crate) fn send(&self) {
-        // If the item is queued already, it finds what was noted since.
-        let _ = self.queue.enqueue(self.sender.clone());
+        // If that is to come already, it finds what was noted since.
+        self.0.run_soon();
     }
 }
 
@@ -118,16 +120,22 @@ impl DeviceEvents {
 impl Pending {
     const NONE: Self = Self {
         values: [0; PENDING],
+        first: 0,
         count: 0,
     };
 
     fn push(&mut self, value: u32) {
         if self.count == PENDING {
-            self.values.rotate_left(1);
+            self.first = (self.first + 1) % PENDING;
             self.count -= 1;
         }
-        self.values[self.count] = value;
+        self.values[(self.first + self.count) % PENDING] = value;
         self.count += 1;
+    }
+
+    /// All values, the oldest first.
+    fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+        (self.first..self.first + self.count).map(|index| self.values[index % PENDING])
     }
 }
 
@@ -140,8 +148,8 @@ impl WorkItem for Sender {
             if pending.count == 0 {
                 return;
             }
-            for value in &pending.values[..pending.count] {
-                if let Err(error) = sender.send(*value) {
+            for value in pending.iter() {
+                if let Err(error) = sender.send(value) {
                     pr_warn!("no uevent with {}={value}: {error:?}\n", sender.variable);
                 }
             }
