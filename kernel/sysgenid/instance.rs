@@ -167,7 +167,9 @@ impl Instance {
         let now = BootTime::ktime_get().unsigned_abs();
         self.history.access_mut(&mut registry).note(epoch, now);
         // The page comes before the epoch: who sees the change sees the generation.
-        self.glance.set_outdated_watchers(&registry);
+        if registry.tracked_watchers() > 0 {
+            self.glance.set_outdated_watchers(&registry);
+        }
         self.store_page(&registry);
         self.glance.set_epoch(&registry);
         let uevents = self.uevents.as_ref();
@@ -219,10 +221,8 @@ impl Glance {
 
     /// To be called with the lock when the number may have changed.
     pub(crate) fn set_outdated_watchers(&self, registry: &SpinLockIrqGuard<'_, Registry>) {
-        let outdated = registry.outdated_watchers();
-        if self.outdated_watchers.load(Relaxed) != outdated {
-            self.outdated_watchers.store(outdated, Relaxed);
-        }
+        self.outdated_watchers
+            .store(registry.outdated_watchers(), Relaxed);
     }
 }
 

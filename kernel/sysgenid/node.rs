@@ -28,6 +28,7 @@ use crate::{
         Registry,
         Timeout,
         Wait,
+        Wake,
         Watcher, //
     },
     timed_wait_queue::Ended,
@@ -92,16 +93,33 @@ pub(crate) struct Description {
 }
 
 impl Description {
+    /// Changes the accounts and this watcher under the lock, for the last time.
+    fn close(&self) -> Wake {
+        let mut registry = self.instance.registry.lock();
+        let mut watcher = self.watcher.access(&registry).clone();
+        let counts = watcher.is_tracked();
+        let wake = registry.close(&mut watcher);
+        if counts {
+            self.instance.glance.set_outdated_watchers(&registry);
+        }
+        wake
+    }
+
     /// Changes the accounts and this watcher under the lock.
     fn update<R>(&self, change: impl FnOnce(&mut Registry, &mut Watcher) -> R) -> R {
         let mut registry = self.instance.registry.lock();
         // The lock lends out either the registry or the watcher, so the watcher is changed in a copy.
         let mut watcher = self.watcher.access(&registry).clone();
+        let counted = watcher.is_tracked();
         let result = change(&mut registry, &mut watcher);
+        // Who never counts does not change how many do.
+        let counts = counted || watcher.is_tracked();
         self.acknowledged
             .store(watcher.record().acknowledged.get(), Relaxed);
         *self.watcher.access_mut(&mut registry) = watcher;
-        self.instance.glance.set_outdated_watchers(&registry);
+        if counts {
+            self.instance.glance.set_outdated_watchers(&registry);
+        }
         result
     }
 
@@ -170,7 +188,7 @@ impl miscdevice::Device for Description {
     }
 
     fn release(description: KBox<Self>) {
-        let wake = description.update(|registry, watcher| registry.close(watcher));
+        let wake = description.close();
         description.instance.wake(wake);
     }
 
@@ -191,10 +209,11 @@ impl miscdevice::Device for Description {
         }
         let mut registry = instance.registry.lock();
         loop {
-            // A copy, as in `update`; the lock is released while this sleeps.
-            let mut watcher = description.watcher.access(&registry).clone();
-            let answer = registry.read(&mut watcher, to.room(), patience);
-            *description.watcher.access_mut(&mut registry) = watcher;
+            // As in `update`, but here it is the accounts that do not change. The lock is released while
+            // this sleeps.
+            let accounts = registry.clone();
+            let watcher = description.watcher.access_mut(&mut registry);
+            let answer = accounts.read(watcher, to.room(), patience);
             match answer.map_err(errno)? {
                 Read::Empty => return Ok(0),
                 Read::Generation(generation) => {
