@@ -9,8 +9,11 @@
 //! What is asked most often is answered by a [glance](Glance), without the lock.
 //!
 //! Restores may be told of in an interrupt, so the lock keeps interrupts off, for a few instructions. Whom
-//! to wake is walked with interrupts off by the kernel's wait queues themselves, all at once: some 0.1 µs
-//! for each poller, of whom a user may have as many as he may open files.
+//! to wake is walked with interrupts off by the kernel's wait queues themselves, all at once. `cargo xtask
+//! bench` measures for how long, in an emulated machine in which a system call takes 1 to 2 µs: 80 ms with
+//! 100 000 descriptors in one epoll or one `poll`, and 110 ms with 2000 threads asleep in `read`, within a
+//! tenth of what a plain driver in C takes. A user may have as many as he may open files and start threads,
+//! here as of any file that can be polled.
 
 use crate::{
     randomness::Generator,
@@ -62,9 +65,15 @@ pub(crate) struct Instance {
     pub(crate) registry: SpinLockIrq<Registry>,
     /// When the latest changes happened, in nanoseconds of `CLOCK_BOOTTIME`.
     pub(crate) history: LockedBy<History<{ abi::FDINFO_TIMES_KEPT }>, Registry>,
-    /// Where those sleep who read or poll.
+    /// Where those sleep who poll.
     #[pin]
     pub(crate) changed: PollCondVar,
+    /// Where those sleep who read.
+    ///
+    /// Not with a condition variable: that queues a sleeper while it holds the lock, which nobody could
+    /// take then for as long as somebody else walks the queue.
+    #[pin]
+    pub(crate) readers: TimedWaitQueue,
     /// Where those sleep who wait for all tracked watchers.
     #[pin]
     pub(crate) settled: TimedWaitQueue,
@@ -87,6 +96,10 @@ impl Instance {
             registry <- new_spinlock_irq!(Registry::new(), "sysgenid_registry"),
             history: LockedBy::new(&registry, History::new()),
             changed <- new_poll_condvar!("sysgenid_changed"),
+            readers <- TimedWaitQueue::new(
+                optional_name!("sysgenid_readers"),
+                static_lock_class!(),
+            ),
             settled <- TimedWaitQueue::new(
                 optional_name!("sysgenid_settled"),
                 static_lock_class!(),
@@ -175,6 +188,7 @@ impl Instance {
         let uevents = self.uevents.as_ref();
         let uevents = uevents.filter(|uevents| uevents.note(change.generation.get()));
         drop(registry);
+        self.readers.wake_all();
         self.changed.notify_all();
         self.settled.wake_all();
         if let Some(uevents) = uevents {

@@ -194,39 +194,37 @@ impl miscdevice::Device for Description {
 
     fn read(description: &Self, file: &LocalFile, to: &mut impl Destination) -> Result<usize> {
         restarted_wait::forget();
-        let instance = &*description.instance;
-        let mut patience = if file.flags() & flags::O_NONBLOCK != 0 {
-            Patience::None
-        } else {
-            Patience::Sleep
-        };
-        // Most of those who ask and do not sleep find nothing.
-        if patience == Patience::None
-            && to.room() >= abi::GENERATION_SIZE
-            && !description.is_outdated()
-        {
-            return Err(errno(Error::WouldBlock));
-        }
-        let mut registry = instance.registry.lock();
-        loop {
-            // As in `update`, but here it is the accounts that do not change. The lock is released while
-            // this sleeps.
+        let attempt = |patience| {
+            let mut registry = description.instance.registry.lock();
+            // As in `update`, but here it is the accounts that do not change.
             let accounts = registry.clone();
             let watcher = description.watcher.access_mut(&mut registry);
-            let answer = accounts.read(watcher, to.room(), patience);
-            match answer.map_err(errno)? {
-                Read::Empty => return Ok(0),
-                Read::Generation(generation) => {
-                    drop(registry);
-                    to.put(&generation.to_ne_bytes())?;
-                    return Ok(abi::GENERATION_SIZE);
-                }
-                Read::Sleep => {
-                    if instance.changed.wait_interruptible_freezable(&mut registry) {
-                        patience = Patience::Signal;
-                    }
-                }
+            accounts.read(watcher, to.room(), patience)
+        };
+        let answer = if file.flags() & flags::O_NONBLOCK != 0 {
+            // Most of those who ask and do not sleep find nothing.
+            if to.room() >= abi::GENERATION_SIZE && !description.is_outdated() {
+                return Err(errno(Error::WouldBlock));
             }
+            attempt(Patience::None)
+        } else {
+            let try_to_read = || match attempt(Patience::Sleep) {
+                Ok(Read::Sleep) => None,
+                answer => Some(answer),
+            };
+            match description.instance.readers.wait(None, try_to_read) {
+                Ok(answer) => answer,
+                Err(_) => attempt(Patience::Signal),
+            }
+        };
+        match answer.map_err(errno)? {
+            Read::Empty => Ok(0),
+            Read::Generation(generation) => {
+                to.put(&generation.to_ne_bytes())?;
+                Ok(abi::GENERATION_SIZE)
+            }
+            // Nobody is told so who does not sleep.
+            Read::Sleep => Err(errno(Error::WouldBlock)),
         }
     }
 
