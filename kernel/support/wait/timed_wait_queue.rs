@@ -12,7 +12,13 @@ use kernel::{
     current,
     ffi::c_int,
     prelude::*,
-    sync::LockClassKey,
+    sync::{
+        barrier::{
+            smp_mb,
+            Full, //
+        },
+        LockClassKey, //
+    },
     types::Opaque, //
 };
 
@@ -102,8 +108,11 @@ impl TimedWaitQueue {
         result
     }
 
-    /// Wakes everybody who waits.
+    /// Wakes everybody who waits. What their attempts look at was changed before.
     pub(crate) fn wake_all(&self) {
+        if !self.has_sleeper() {
+            return;
+        }
         // SAFETY: The queue is initialised.
         unsafe {
             bindings::__wake_up(
@@ -113,5 +122,20 @@ impl TimedWaitQueue {
                 core::ptr::null_mut(),
             )
         };
+    }
+
+    /// Whether anybody may wait, as `wq_has_sleeper()` says it. Where nobody does, that is less than to take
+    /// the queue's lock.
+    fn has_sleeper(&self) -> bool {
+        // Pairs with the barrier in `prepare_to_wait`: who is not in the queue yet makes an attempt after
+        // this, and sees what was changed.
+        smp_mb(Full);
+        let head = self.head.get();
+        // SAFETY: The queue is initialised. This is what `READ_ONCE()` does: others may be changing it.
+        let (list, first) = unsafe {
+            let list = &raw mut (*head).head;
+            (list, (&raw const (*list).next).read_volatile())
+        };
+        first != list
     }
 }
