@@ -6,7 +6,7 @@
 //! page while the lock is held, so that the page never goes back, and everybody is woken after the
 //! lock is released, so that whoever wakes sees the new generation in the page and the lock free.
 //!
-//! What is asked most often is answered by a [glance](Glance), without the lock.
+//! What is asked most often is answered from [copies](Glance) without the lock.
 //!
 //! Restores may be told of in an interrupt, so the lock keeps interrupts off, for a few instructions. Whom
 //! to wake is walked with interrupts off by the kernel's wait queues themselves, all at once. `cargo xtask
@@ -16,11 +16,11 @@
 //! here as of any file that can be polled.
 
 use crate::{
+    glance::Glance,
     randomness::Generator,
     sysgenid_core::{
         abi,
         Change,
-        Epoch,
         Error,
         History,
         PageWord,
@@ -38,14 +38,6 @@ use kernel::{
     prelude::*,
     static_lock_class,
     sync::{
-        atomic::{
-            ordering::{
-                Acquire,
-                Relaxed,
-                Release, //
-            },
-            Atomic, //
-        },
         poll::PollCondVar,
         LockedBy,
         SpinLockIrq,
@@ -179,12 +171,9 @@ impl Instance {
         // Under the lock, so that a later change has a later time and a later event.
         let now = BootTime::ktime_get().unsigned_abs();
         self.history.access_mut(&mut registry).note(epoch, now);
-        // The page comes before the epoch: who sees the change sees the generation.
-        if registry.tracked_watchers() > 0 {
-            self.glance.set_outdated_watchers(&registry);
-        }
+        self.glance.begin_change(&registry);
         self.store_page(&registry);
-        self.glance.set_epoch(&registry);
+        self.glance.end_change(&registry);
         let uevents = self.uevents.as_ref();
         let uevents = uevents.filter(|uevents| uevents.note(change.generation.get()));
         drop(registry);
@@ -200,43 +189,6 @@ impl Instance {
     fn store_page(&self, registry: &SpinLockIrqGuard<'_, Registry>) {
         let backends = *self.backends.access(registry);
         self.page.store(page_word(registry, backends).to_word());
-    }
-}
-
-/// Copies of a part of the accounts, which are written under the lock and read without.
-pub(crate) struct Glance {
-    epoch: Atomic<u64>,
-    outdated_watchers: Atomic<usize>,
-}
-
-impl Glance {
-    /// Of accounts in which nothing has happened.
-    fn new() -> Self {
-        Self {
-            epoch: Atomic::new(Epoch::START.get()),
-            outdated_watchers: Atomic::new(0),
-        }
-    }
-
-    /// The number of changes so far. Whoever sees one here sees it in the page, too.
-    pub(crate) fn epoch(&self) -> Epoch {
-        // Pairs with the release in `set_epoch`.
-        Epoch::new(self.epoch.load(Acquire))
-    }
-
-    /// The number of tracked watchers that have not acknowledged.
-    pub(crate) fn outdated_watchers(&self) -> usize {
-        self.outdated_watchers.load(Relaxed)
-    }
-
-    fn set_epoch(&self, registry: &SpinLockIrqGuard<'_, Registry>) {
-        self.epoch.store(registry.epoch().get(), Release);
-    }
-
-    /// To be called with the lock when the number may have changed.
-    pub(crate) fn set_outdated_watchers(&self, registry: &SpinLockIrqGuard<'_, Registry>) {
-        self.outdated_watchers
-            .store(registry.outdated_watchers(), Relaxed);
     }
 }
 

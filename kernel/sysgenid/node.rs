@@ -123,10 +123,16 @@ impl Description {
         result
     }
 
-    /// Whether the watcher has yet to acknowledge the current generation, by a glance. Somebody may
-    /// acknowledge or change it at the same time, which is then before this or after.
+    /// Whether the watcher has yet to acknowledge the current generation, without the lock if that can
+    /// be. Somebody may acknowledge or change it at the same time, which is then before this or after.
     fn is_outdated(&self) -> bool {
-        Epoch::new(self.acknowledged.load(Relaxed)) != self.instance.glance.epoch()
+        match self.instance.glance.epoch() {
+            Some(epoch) => Epoch::new(self.acknowledged.load(Relaxed)) != epoch,
+            None => {
+                let registry = self.instance.registry.lock();
+                registry.is_outdated(self.watcher.access(&registry))
+            }
+        }
     }
 
     /// Asks, at this moment, what a wait for all tracked watchers does.
@@ -269,7 +275,9 @@ impl miscdevice::Device for Description {
         }
         match call {
             Ioctl::CountOutdatedWatchers => {
-                let count = description.instance.glance.outdated_watchers();
+                let instance = &description.instance;
+                let count = instance.glance.outdated_watchers();
+                let count = count.unwrap_or_else(|| instance.registry.lock().outdated_watchers());
                 // A system call returns an int.
                 return Ok(i32::try_from(count).unwrap_or(i32::MAX) as isize);
             }

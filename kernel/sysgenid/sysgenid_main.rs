@@ -42,6 +42,7 @@ use uevent::{
 mod capability;
 #[path = "../support/random/entropy.rs"]
 mod entropy;
+mod glance;
 mod instance;
 #[path = "../support/file/miscdevice.rs"]
 mod miscdevice;

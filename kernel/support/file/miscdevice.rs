@@ -2,9 +2,9 @@
 
 //! A module that serves misc devices which can be polled and mapped, and which carry data.
 //!
-//! [`kernel::miscdevice`] has no `poll`, no `read` and `write` but those for I/O vectors, no way to reach the driver's state from `open`, no permission
-//! bits, no uevents and nothing to do after a hibernation. This adds them on top of its table of file
-//! operations.
+//! [`kernel::miscdevice`] has no `poll`, no `read` and `write` but those for I/O vectors, no way to reach
+//! the driver's state from `open`, no permission bits, no uevents and nothing to do after a hibernation.
+//! This adds them on top of its table of file operations.
 //!
 //! C headers: [`include/linux/miscdevice.h`](srctree/include/linux/miscdevice.h),
 //! [`include/linux/pm_domain.h`](srctree/include/linux/pm_domain.h)
