@@ -115,7 +115,7 @@ impl Description {
         // Who never counts does not change how many do.
         let counts = counted || watcher.is_tracked();
         self.acknowledged
-            .store(watcher.record().acknowledged.get(), Relaxed);
+            .store(watcher.acknowledged_epoch().get(), Relaxed);
         *self.watcher.access_mut(&mut registry) = watcher;
         if counts {
             self.instance.glance.set_outdated_watchers(&registry);
@@ -141,8 +141,23 @@ impl Description {
         registry.wait(self.watcher.access(&registry), patience)
     }
 
+    /// Whether all tracked watchers and this one have acknowledged, without the lock; `false` if only the
+    /// lock can tell.
+    fn is_settled(&self) -> bool {
+        let acknowledged = Some(Epoch::new(self.acknowledged.load(Relaxed)));
+        let glance = &self.instance.glance;
+        // The second look tells that both are true at once.
+        glance.epoch() == acknowledged
+            && glance.outdated_watchers() == Some(0)
+            && glance.epoch() == acknowledged
+    }
+
     /// Sleeps until all tracked watchers have acknowledged.
     fn wait(&self, timeout: Timeout) -> Result {
+        if self.is_settled() {
+            restarted_wait::forget();
+            return Ok(());
+        }
         let limit = match timeout.nanoseconds() {
             Some(nanoseconds) => {
                 let key = WaitKey::new(self, nanoseconds);
@@ -181,7 +196,7 @@ impl miscdevice::Device for Description {
         let memory = KBox::new_uninit(GFP_KERNEL_ACCOUNT)?;
         let instance = data.instance.clone();
         let watcher = instance.registry.lock().open(data.node, access(file));
-        let acknowledged = Atomic::new(watcher.record().acknowledged.get());
+        let acknowledged = Atomic::new(watcher.acknowledged_epoch().get());
         let watcher = LockedBy::new(&instance.registry, watcher);
         Ok(KBox::write(
             memory,

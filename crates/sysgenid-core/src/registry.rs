@@ -377,6 +377,11 @@ impl Watcher {
         self.acknowledged_generation
     }
 
+    /// The change that it acknowledged last, or the last one before it was opened.
+    pub const fn acknowledged_epoch(&self) -> Epoch {
+        self.acknowledged
+    }
+
     /// Whether it counts when others wait for everyone.
     pub const fn is_tracked(&self) -> bool {
         self.tracked

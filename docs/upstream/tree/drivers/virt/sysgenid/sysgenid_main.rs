@@ -29,6 +29,7 @@ use kernel::{
 };
 use node::Description;
 
+mod glance;
 mod instance;
 mod node;
 mod sysgenid_core;
@@ -55,9 +56,7 @@ static INSTANCE: Published<Instance> = Published::new();
 /// Always safe to call; `#[export]` wants it to be declared so.
 #[export]
 pub unsafe extern "C" fn sysgenid_bump_generation() {
-    if let Some(instance) = INSTANCE.get() {
-        instance.bump();
-    }
+    INSTANCE.with(Instance::bump);
 }
 
 /// From now on something notices restores, which the page says to every program at once.
