@@ -2,55 +2,34 @@
 
 //! `cargo xtask test`: everything that CI checks, in one command.
 //!
-//! `checks` needs neither root nor network; `host_daemon`, and what of `client` runs on this machine, needs root, and
-//! is skipped without. The other files each prove one subject in guests.
+//! `checks` needs neither root nor network; `daemon::host`, and what of `client` runs on this machine, needs root, and
+//! is skipped without. The other files each prove one subject, most of them in guests.
 
-mod arm64;
-mod checkpoint;
 mod checks;
 mod client;
-mod conformance;
+mod context;
 mod daemon;
-mod debug_kernel;
-mod firmware;
-mod fuzz;
 mod guest;
-mod hibernation;
-mod host_daemon;
-mod in_tree;
-mod interop;
 mod known_limits;
-mod lifetime;
+mod module;
 mod passed;
-mod refused;
-mod restore;
 mod sighting;
 mod suite;
-mod survival;
 mod upstream;
-mod user_space;
 
-use std::cell::OnceCell;
-use std::ffi::OsStr;
-use std::process::Command;
 use std::time::Duration;
 use std::time::Instant;
 
 use anyhow::Result;
-use anyhow::anyhow;
 use anyhow::bail;
 use clap::Args;
 
-use crate::arch::Arch;
 use crate::cache::Cache;
-use crate::environment::Environment;
 use crate::kernel::Choice;
-use crate::kernel::debug::Hunt;
-use crate::programs::Programs;
-use crate::progress;
 use crate::progress::Step;
 use crate::table;
-use crate::test::fuzz::RandomCalls;
+pub(crate) use crate::test::context::Context;
+use crate::test::module::fuzz::RandomCalls;
 use crate::test::passed::Passed;
 
 /// What to test.
@@ -103,131 +82,6 @@ impl Test {
     }
 }
 
-/// What tests share. What could not be prepared is not tried again for each test.
-pub(crate) struct Context<'a> {
-    cache: &'a Cache,
-    choice: &'a Choice,
-    random_calls: RandomCalls,
-    programs: OnceCell<Result<Programs, String>>,
-    with_driver: OnceCell<Result<Environment, String>>,
-    without_driver: OnceCell<Result<Environment, String>>,
-    stock: OnceCell<Result<Environment, String>>,
-    debug: [OnceCell<Result<Environment, String>>; 3],
-    arm64_programs: OnceCell<Result<Programs, String>>,
-    arm64: OnceCell<Result<Environment, String>>,
-    arm64_stock: OnceCell<Result<Environment, String>>,
-}
-
-impl<'a> Context<'a> {
-    fn new(cache: &'a Cache, options: &'a Options) -> Self {
-        Self {
-            cache,
-            choice: &options.choice,
-            random_calls: options.random_calls.clone(),
-            programs: OnceCell::new(),
-            with_driver: OnceCell::new(),
-            without_driver: OnceCell::new(),
-            stock: OnceCell::new(),
-            debug: [const { OnceCell::new() }; 3],
-            arm64_programs: OnceCell::new(),
-            arm64: OnceCell::new(),
-            arm64_stock: OnceCell::new(),
-        }
-    }
-
-    /// Runs cargo in this repository, with some variables in its environment.
-    pub(crate) fn cargo(
-        &self,
-        log: &str,
-        arguments: &[&str],
-        environment: &[(&str, &OsStr)],
-    ) -> Result<()> {
-        let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        progress::run_logged(
-            &format!("cargo {}", arguments.join(" ")),
-            &self.cache.log(log)?,
-            Command::new(program)
-                .current_dir(self.cache.repository())
-                .args(arguments)
-                .envs(environment.iter().copied()),
-        )
-    }
-
-    /// Our programs, built when the first test asks for them.
-    pub(crate) fn programs(&self) -> Result<&Programs> {
-        once(&self.programs, || Programs::build(self.cache))
-    }
-
-    /// The tree, the kernel and the modules, prepared when the first test asks for them.
-    pub(crate) fn environment(&self) -> Result<&Environment> {
-        once(&self.with_driver, || {
-            Environment::with_driver(self.cache, self.choice, self.programs()?)
-        })
-    }
-
-    /// The same kernel, without the modules.
-    pub(crate) fn without_driver(&self) -> Result<&Environment> {
-        once(&self.without_driver, || {
-            self.environment()?.but_without_driver(self.cache)
-        })
-    }
-
-    /// A kernel that looks for bugs of some kind, with the modules and with what has bugs to be found.
-    pub(crate) fn debug_kernel(&self, hunt: Hunt) -> Result<&Environment> {
-        once(&self.debug[hunt as usize], || {
-            self.environment()?.on_a_debug_kernel(self.cache, hunt)
-        })
-    }
-
-    /// The kernel that Debian's release itself has, which needs no Rust.
-    pub(crate) fn stock(&self) -> Result<&Environment> {
-        once(&self.stock, || {
-            let choice = Choice {
-                kernel: None,
-                ..self.choice.clone()
-            };
-            Environment::without_driver(self.cache, &choice, self.programs()?)
-        })
-    }
-
-    /// The same as `environment` for arm64: the kernel and the modules.
-    pub(crate) fn arm64(&self) -> Result<&Environment> {
-        once(&self.arm64, || {
-            let kernel = self.choice.kernel.as_deref();
-            let choice = Choice {
-                kernel: kernel.map(|name| name.replace("amd64", "arm64")),
-                arch: Arch::Arm64,
-                ..self.choice.clone()
-            };
-            Environment::with_driver(self.cache, &choice, self.arm64_programs()?)
-        })
-    }
-
-    /// The same as `stock` for arm64: the kernel that Debian's release itself has.
-    pub(crate) fn arm64_stock(&self) -> Result<&Environment> {
-        once(&self.arm64_stock, || {
-            let choice = Choice {
-                kernel: None,
-                arch: Arch::Arm64,
-                ..self.choice.clone()
-            };
-            Environment::without_driver(self.cache, &choice, self.arm64_programs()?)
-        })
-    }
-
-    fn arm64_programs(&self) -> Result<&Programs> {
-        once(&self.arm64_programs, || {
-            Programs::build_for_arm64(self.cache)
-        })
-    }
-}
-
-/// What was prepared the first time, or why it could not be.
-fn once<T>(cell: &OnceCell<Result<T, String>>, prepare: impl FnOnce() -> Result<T>) -> Result<&T> {
-    let prepared = cell.get_or_init(|| prepare().map_err(|error| format!("{error:#}")));
-    prepared.as_ref().map_err(|reason| anyhow!("{reason}"))
-}
-
 /// Why a test proves nothing here.
 #[derive(Debug, thiserror::Error)]
 #[error("skipped: {0}")]
@@ -249,28 +103,28 @@ enum End {
 /// Runs the tests, prints a table of them, and fails if one failed.
 pub(crate) fn run(cache: &Cache, options: &Options) -> Result<()> {
     let guest_tests: &[&[Test]] = &[
-        in_tree::TESTS,
-        refused::TESTS,
-        conformance::TESTS,
-        restore::TESTS,
-        hibernation::TESTS,
-        checkpoint::TESTS,
-        lifetime::TESTS,
-        user_space::TESTS,
-        firmware::TESTS,
-        fuzz::TESTS,
-        daemon::TESTS,
+        module::in_tree::TESTS,
+        module::refused::TESTS,
+        module::conformance::TESTS,
+        module::restore::TESTS,
+        module::hibernation::TESTS,
+        module::checkpoint::TESTS,
+        module::lifetime::TESTS,
+        module::user_space::TESTS,
+        module::firmware::TESTS,
+        module::fuzz::TESTS,
+        daemon::guests::TESTS,
         client::TESTS,
-        interop::TESTS,
-        survival::TESTS,
-        survival::LONG_TESTS,
-        debug_kernel::MEMORY_TESTS,
-        debug_kernel::RACE_TESTS,
-        debug_kernel::REALTIME_TESTS,
+        daemon::interop::TESTS,
+        daemon::survival::TESTS,
+        daemon::survival::LONG_TESTS,
+        module::debug_kernel::MEMORY_TESTS,
+        module::debug_kernel::RACE_TESTS,
+        module::debug_kernel::REALTIME_TESTS,
         upstream::LONG_TESTS,
-        arm64::TESTS,
+        module::arm64::TESTS,
     ];
-    let groups = [checks::TESTS, host_daemon::TESTS, client::HOST_TESTS]
+    let groups = [checks::TESTS, daemon::host::TESTS, client::HOST_TESTS]
         .into_iter()
         .chain(guest_tests.iter().copied().filter(|_| !options.no_vm));
     let wanted = |test: &&Test| {

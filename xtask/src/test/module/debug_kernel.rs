@@ -14,15 +14,15 @@ use crate::qemu::PATIENCE;
 use crate::qemu::Vm;
 use crate::test::Context;
 use crate::test::Test;
-use crate::test::conformance;
-use crate::test::fuzz;
 use crate::test::guest::Backend;
 use crate::test::guest::Guest;
 use crate::test::guest::Snapshot;
 use crate::test::guest::WITHOUT_STOCK_DRIVER;
 use crate::test::guest::check_log;
-use crate::test::hibernation;
-use crate::test::restore;
+use crate::test::module::conformance;
+use crate::test::module::fuzz;
+use crate::test::module::hibernation;
+use crate::test::module::restore;
 
 /// The same tests on one kernel.
 macro_rules! tests_on {

@@ -14,11 +14,11 @@ use crate::qemu::PATIENCE;
 use crate::test::Context;
 use crate::test::Test;
 use crate::test::client;
-use crate::test::conformance;
-use crate::test::daemon;
+use crate::test::daemon::guests as daemon;
 use crate::test::guest::Backend;
 use crate::test::guest::Guest;
-use crate::test::restore;
+use crate::test::module::conformance;
+use crate::test::module::restore;
 
 pub(crate) const TESTS: &[Test] = &[
     Test::long("arm64: both nodes conform", |context| {

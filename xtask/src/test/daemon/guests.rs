@@ -15,7 +15,7 @@ use crate::test::Context;
 use crate::test::Test;
 use crate::test::guest::Guest;
 use crate::test::known_limits;
-use crate::test::restore;
+use crate::test::module::restore;
 use crate::test::suite;
 use crate::vmclock::Vmclock;
 

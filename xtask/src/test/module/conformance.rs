@@ -10,7 +10,7 @@ use crate::test::Test;
 use crate::test::guest::Backend;
 use crate::test::guest::Guest;
 use crate::test::guest::WITHOUT_STOCK_DRIVER;
-use crate::test::restore;
+use crate::test::module::restore;
 use crate::test::suite;
 
 pub(crate) const TESTS: &[Test] = &[

@@ -10,9 +10,9 @@ use clap::Args;
 
 use crate::qemu::Vm;
 use crate::test::Test;
-use crate::test::conformance::BUG_FINDERS;
 use crate::test::guest::Backend;
 use crate::test::guest::Guest;
+use crate::test::module::conformance::BUG_FINDERS;
 
 pub(crate) const TESTS: &[Test] = &[Test::new(
     "random calls leave the accounts right and the kernel without complaint",
