@@ -4,6 +4,7 @@
 
 use std::ffi::c_char;
 use std::mem::MaybeUninit;
+use std::path::Path;
 use std::ptr;
 
 use crate::error::{Error, Failure, attempt, report};
@@ -66,11 +67,17 @@ unsafe fn opened<'a>(probe: *const Probe) -> Result<&'a sysgenid::Probe, Failure
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sysgenid_probe_open(path: *const c_char, probe: *mut *mut Probe) -> Error {
     // SAFETY: the caller's conditions are those of `open`.
-    unsafe { open(path, probe, |error| Err(error.into())) }
+    unsafe {
+        open(path, probe, |path| match path {
+            None => sysgenid::Probe::open(),
+            Some(path) => sysgenid::Probe::open_at(path),
+        })
+    }
 }
 
-/// The same, but where nothing serves a node, a probe that never changes. A node that is there and cannot be opened
-/// is still an error: it would be worse to overlook it.
+/// Opens the node at a path, or that of this machine if it is NULL, or a probe that looks for it if nothing serves it yet.
+/// That it has come is a change. A node that is there and cannot be opened is still an error: it would be worse to
+/// overlook it.
 ///
 /// # Safety
 ///
@@ -80,18 +87,16 @@ pub unsafe extern "C" fn sysgenid_probe_open_or_never(
     path: *const c_char,
     probe: *mut *mut Probe,
 ) -> Error {
-    let or_never = |error: sysgenid::Error| {
-        if error.is_absent() {
-            Ok(sysgenid::Probe::never())
-        } else {
-            Err(error.into())
-        }
-    };
     // SAFETY: the caller's conditions are those of `open`.
-    unsafe { open(path, probe, or_never) }
+    unsafe {
+        open(path, probe, |path| match path {
+            None => sysgenid::Probe::open_or_never(),
+            Some(path) => sysgenid::Probe::open_at_or_never(path),
+        })
+    }
 }
 
-/// Opens a probe, or does something else if that fails.
+/// Opens a probe in some way.
 ///
 /// # Safety
 ///
@@ -99,18 +104,15 @@ pub unsafe extern "C" fn sysgenid_probe_open_or_never(
 unsafe fn open(
     path: *const c_char,
     probe: *mut *mut Probe,
-    otherwise: impl FnOnce(sysgenid::Error) -> Result<sysgenid::Probe, Failure>,
+    way: impl FnOnce(Option<&Path>) -> Result<sysgenid::Probe, sysgenid::Error>,
 ) -> Error {
     report(|| {
         // SAFETY: the caller says that it points to a pointer.
         let place = unsafe { pointer::place(probe, "probe") }?;
         place.write(ptr::null_mut());
         // SAFETY: the caller says that it is a string.
-        let opened = match unsafe { pointer::path(path) } {
-            None => sysgenid::Probe::open(),
-            Some(path) => sysgenid::Probe::open_at(path),
-        };
-        place.write(pointer::hand_out(Probe(opened.or_else(otherwise)?)));
+        let opened = way(unsafe { pointer::path(path) })?;
+        place.write(pointer::hand_out(Probe(opened)));
         Ok(())
     })
 }
@@ -206,9 +208,8 @@ pub unsafe extern "C" fn sysgenid_probe_generation(probe: *const Probe) -> u32 {
     attempt(|| Ok(unsafe { opened(probe) }?.generation().get())).unwrap_or(0)
 }
 
-/// Whether the node that the probe has mapped is still the one at its path: false once its server has ended for good,
-/// from when on the probe never changes any more. It takes a system call, so ask now and then, not at each use. True
-/// for a probe that never changes by design, false if probe is NULL.
+/// Whether the page that the probe looks at will show the next change: false while nothing serves the node, and if probe
+/// is NULL. The looks find the node by themselves when it is served again, which is a change.
 ///
 /// # Safety
 ///
@@ -216,11 +217,11 @@ pub unsafe extern "C" fn sysgenid_probe_generation(probe: *const Probe) -> u32 {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sysgenid_probe_is_live(probe: *const Probe) -> bool {
     // SAFETY: the caller says that it is an open probe.
-    attempt(|| Ok(unsafe { opened(probe) }?.is_live()?)).unwrap_or(false)
+    attempt(|| Ok(unsafe { opened(probe) }?.is_live())).unwrap_or(false)
 }
 
-/// Whether the probe can change at all: false where sysgenid_probe_open_or_never() found no node, and if probe is
-/// NULL.
+/// Whether the probe can change at all: false if probe is NULL. It says nothing of whether there is a node now;
+/// sysgenid_probe_is_live() does.
 ///
 /// # Safety
 ///

@@ -10,6 +10,7 @@ mod guarded;
 mod node;
 mod orchestrator;
 mod probe;
+mod random;
 #[cfg(feature = "rand")]
 mod rng;
 mod sys;
@@ -27,6 +28,7 @@ pub use guarded::{Guarded, Owned, Ref};
 pub use node::{PATH_VARIABLE, PATHS};
 pub use orchestrator::{Orchestrator, Resumption, Settlement};
 pub use probe::{Probe, Stamp};
+pub use random::fill_random;
 #[cfg(feature = "rand")]
 pub use rng::{ReseedError, SnapSafeRng};
 pub use sysgenid_core::Generation;

@@ -4,20 +4,25 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
-use sysgenid_core::{Generation, abi};
+use sysgenid_core::{Generation, PageWord, abi};
 
 use crate::error::{Access, Error};
 use crate::sys::ioctl;
+use crate::sys::mapping::Mapping;
 use crate::sys::secure::is_secure_execution;
-use crate::sys::word::Word32;
 
-/// Where the nodes of a machine are, in the order in which they are tried.
-pub const PATHS: [&str; 2] = ["/dev/sysgenid", "/dev/vmgenid"];
+/// Where the nodes of a machine are, in the order in which they are tried. The last is where the daemon serves what
+/// `/dev/sysgenid` leads to, for programs that have a `/dev` of their own, such as units with `PrivateDevices=`.
+pub const PATHS: &[&str] = &[
+    "/dev/sysgenid",
+    "/dev/vmgenid",
+    "/run/sysgenid/host/sysgenid",
+];
 
 /// The environment variable with the path of the node to use instead. A program that runs with more rights than
 /// whoever started it (set-user-ID, file capabilities) does not look at it.
@@ -32,6 +37,8 @@ pub(crate) struct Node {
     fd: OwnedFd,
     path: PathBuf,
     access: Access,
+    /// The live generation, once somebody has asked for it.
+    page: OnceLock<Mapping>,
 }
 
 impl Node {
@@ -51,7 +58,7 @@ impl Node {
             }
         }
         Err(first_refusal
-            .unwrap_or_else(|| Error::absent(PATHS.into_iter().map(PathBuf::from).collect())))
+            .unwrap_or_else(|| Error::absent(PATHS.iter().map(PathBuf::from).collect())))
     }
 
     /// Opens the node at a path: tracked if it is to be written to, else not, for it could never acknowledge.
@@ -90,6 +97,7 @@ impl Node {
             fd,
             path: path.to_owned(),
             access,
+            page: OnceLock::new(),
         };
         // A new watcher of /dev/vmgenid that can write is tracked, one of /dev/sysgenid is not; and the answer tells a node from
         // another file.
@@ -110,17 +118,23 @@ impl Node {
         self.access
     }
 
-    /// Maps the live generation, as crypto libraries do it: 4 bytes.
-    pub(crate) fn map(&self) -> Result<Word32, Error> {
-        Word32::map(&self.fd, abi::PAGE_GENERATION_OFFSET, abi::GENERATION_SIZE)
-            .map_err(|errno| self.failed("map", errno))
+    /// Maps the live generation.
+    pub(crate) fn map(&self) -> Result<Mapping, Error> {
+        Mapping::of(&self.fd).map_err(|errno| self.failed("map", errno))
     }
 
     /// The live generation.
     pub(crate) fn generation(&self) -> Result<Generation, Error> {
-        // A page whose server has gone shows the last one for ever, or cannot be looked at.
+        // A page whose server has gone shows the last one for ever.
         self.outdated_watchers()?;
-        Ok(Generation::new(self.map()?.load(Ordering::Acquire)))
+        let page = match self.page.get() {
+            Some(page) => page,
+            None => {
+                let page = self.map()?;
+                self.page.get_or_init(|| page)
+            }
+        };
+        Ok(PageWord::from_word(page.load(0)).generation)
     }
 
     /// The current generation if the watcher is outdated, nothing if it is current.
@@ -137,7 +151,15 @@ impl Node {
     /// Acknowledges a generation. False if it is not the current one.
     pub(crate) fn write(&self, generation: Generation) -> Result<bool, Error> {
         let bytes = generation.to_ne_bytes();
-        match rustix::io::retry_on_intr(|| rustix::io::write(&self.fd, &bytes)) {
+        let written = rustix::io::retry_on_intr(|| {
+            // By `write` the position would move on, until it meets the limit of file sizes (`RLIMIT_FSIZE`).
+            match rustix::io::pwrite(&self.fd, &bytes, 0) {
+                // Some nodes have no position.
+                Err(Errno::SPIPE) => rustix::io::write(&self.fd, &bytes),
+                written => written,
+            }
+        });
+        match written {
             Ok(_) => Ok(true),
             Err(Errno::INVAL) => Ok(false),
             Err(errno) => Err(self.failed("acknowledge to", errno)),

@@ -4,21 +4,21 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::io;
 
 use rand::rand_core::{TryCryptoRng, TryRng};
-use rand::rngs::{SysError, SysRng};
 use rand::{CryptoRng, Rng, SeedableRng};
 
 use crate::probe::{Probe, Stamp};
+use crate::random::fill_random;
 
-/// Any seedable generator of [`rand`], seeded by the operating system, and again before the first draw of a new
+/// Any seedable generator of [`rand`], seeded by the kernel ([`fill_random`]), and again before the first draw of a new
 /// generation.
 ///
 /// What such a generator has buffered is part of every snapshot, so each draw looks at the probe: before it where it is
 /// a number, after it where bytes are filled, which are filled anew if need be. It costs two loads.
 ///
-/// `fork` is no generation change: a child draws what its parent draws. Make a new one there, as with any generator of
-/// this kind.
+/// A forked child draws something else than its parent: a fork is a change.
 ///
 /// # Example
 ///
@@ -45,7 +45,7 @@ pub struct SnapSafeRng<R> {
 /// The operating system gave no randomness.
 #[derive(Debug, thiserror::Error)]
 #[error("the operating system gave no randomness: {0}")]
-pub struct ReseedError(SysError);
+pub struct ReseedError(io::Error);
 
 impl<R: SeedableRng> SnapSafeRng<R> {
     /// A generator that asks this probe.
@@ -112,12 +112,35 @@ impl<R: SeedableRng> SnapSafeRng<R> {
     }
 }
 
+/// The kernel's generator, as `rand` wants it.
+struct Kernel;
+
+impl TryRng for Kernel {
+    type Error = io::Error;
+
+    fn try_next_u32(&mut self) -> io::Result<u32> {
+        let mut bytes = [0; 4];
+        fill_random(&mut bytes)?;
+        Ok(u32::from_ne_bytes(bytes))
+    }
+
+    fn try_next_u64(&mut self) -> io::Result<u64> {
+        let mut bytes = [0; 8];
+        fill_random(&mut bytes)?;
+        Ok(u64::from_ne_bytes(bytes))
+    }
+
+    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> io::Result<()> {
+        fill_random(bytes)
+    }
+}
+
 /// A generator that was seeded after `since`, wholly in one generation.
 fn seed<R: SeedableRng>(probe: &Probe, since: Stamp) -> Result<(Stamp, R), ReseedError> {
     let mut stamp = since;
     loop {
         stamp = probe.stamp_for_rebuild(&stamp);
-        let generator = R::try_from_rng(&mut SysRng).map_err(ReseedError)?;
+        let generator = R::try_from_rng(&mut Kernel).map_err(ReseedError)?;
         if !probe.has_changed(&stamp) {
             return Ok((stamp, generator));
         }

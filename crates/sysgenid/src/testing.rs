@@ -3,12 +3,11 @@
 //! A machine that can be restored at will, for the tests of programs that use this library.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use sysgenid_core::Generation;
+use sysgenid_core::{Generation, PageWord};
 
 use crate::probe::Probe;
-use crate::sys::word::{Word32, Word64};
 
 /// A machine in this process, which needs no node, no privilege and no hypervisor.
 ///
@@ -24,30 +23,48 @@ use crate::sys::word::{Word32, Word64};
 /// machine.restore();
 /// assert_eq!(*generation.get(), 1);
 /// ```
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct SimulatedMachine {
-    generation: Arc<AtomicU32>,
+    page: Arc<AtomicU64>,
     counter: Arc<AtomicU64>,
+}
+
+impl Default for SimulatedMachine {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl SimulatedMachine {
     /// A machine that was never restored.
     pub fn new() -> Self {
-        Self::default()
+        let page = PageWord {
+            generation: Generation::START,
+            live: true,
+            noticed: true,
+        };
+        Self {
+            page: Arc::new(AtomicU64::new(page.to_word())),
+            counter: Arc::default(),
+        }
     }
 
     /// A probe of it.
     pub fn probe(&self) -> Probe {
-        Probe::simulated(
-            Word32::in_memory(&self.generation),
-            Word64::in_memory(&self.counter),
-        )
+        Probe::simulated(&self.page, &self.counter)
     }
 
     /// Restores it, all at once. Returns the new generation.
     pub fn restore(&self) -> Generation {
         self.count_restore();
         self.notice()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set_noticed(&self, noticed: bool) {
+        let mut page = PageWord::from_word(self.page.load(Ordering::Relaxed));
+        page.noticed = noticed;
+        self.page.store(page.to_word(), Ordering::Release);
     }
 
     /// The hypervisor counts a restore in the machine's vmclock page, which is the first that can be seen of it.
@@ -57,9 +74,9 @@ impl SimulatedMachine {
 
     /// The kernel has reseeded its generator, and the generation changes.
     pub fn notice(&self) -> Generation {
-        let current = Generation::new(self.generation.load(Ordering::Relaxed));
-        let next = current.next();
-        self.generation.store(next.get(), Ordering::Release);
-        next
+        let mut page = PageWord::from_word(self.page.load(Ordering::Relaxed));
+        page.generation = page.generation.next();
+        self.page.store(page.to_word(), Ordering::Release);
+        page.generation
     }
 }

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The system calls of a node that need `unsafe`, each behind a safe function. Nothing else here has any.
+//! What needs `unsafe`, each behind a safe function: system calls, and memory that others write. Nothing else here has any.
 
 #![allow(unsafe_code)]
 
+pub(crate) mod epoch;
 pub(crate) mod ioctl;
+pub(crate) mod mapping;
+pub(crate) mod random;
 #[cfg(feature = "tokio")]
 pub(crate) mod reactor;
 pub(crate) mod secure;
-pub(crate) mod word;
+pub(crate) mod words;

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Where a probe looks, and how it finds the node again.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwapOption;
+use rustix::time::{ClockId, clock_gettime};
+use sysgenid_core::PageWord;
+
+use crate::error::{Access, Error};
+use crate::node::Node;
+use crate::sys::words::Words;
+use crate::vmclock;
+
+/// How often the node is looked for where there is none, in milliseconds.
+const LOOK_INTERVAL: u64 = 100;
+
+/// Where a probe looks.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// At the page of a node.
+    Node(Box<NodeSource>),
+    /// At a machine in this process.
+    Simulation,
+    /// Nowhere.
+    Never,
+}
+
+/// A node that comes and goes.
+#[derive(Debug)]
+pub(super) struct NodeSource {
+    /// Where it is; none for wherever the node of a machine may be.
+    path: Option<PathBuf>,
+    /// When it was last looked for, in milliseconds of the coarse clock.
+    last_look: AtomicU64,
+    /// What the page is of.
+    shown: ArcSwapOption<Shown>,
+}
+
+/// What is shown in the place that a probe looks at.
+#[derive(Debug)]
+struct Shown {
+    path: PathBuf,
+    identity: Identity,
+    vmclock: Option<PathBuf>,
+}
+
+impl Source {
+    /// The node of this machine.
+    pub(super) fn anywhere() -> Self {
+        Self::node(None)
+    }
+
+    /// The node at a path.
+    pub(super) fn at(path: &Path) -> Self {
+        Self::node(Some(path.to_owned()))
+    }
+
+    fn node(path: Option<PathBuf>) -> Self {
+        Self::Node(Box::new(NodeSource {
+            path,
+            last_look: AtomicU64::new(now()),
+            shown: ArcSwapOption::empty(),
+        }))
+    }
+
+    /// The numbers of a node that has not been found yet.
+    pub(super) fn into_words(self) -> Result<Words<Self>, Error> {
+        let path = match &self {
+            Self::Node(node) => node.path.clone().unwrap_or_default(),
+            Self::Simulation | Self::Never => PathBuf::new(),
+        };
+        Words::mapped(sysgenid_vmclock::COUNTER_OFFSET, self)
+            .map_err(|errno| Error::call("have memory to map", &path, errno))
+    }
+
+    /// Looks for the node where the page says that it will show no more changes, if nobody has just done so.
+    pub(super) fn look_now_and_then(words: &Words<Self>) {
+        let Self::Node(node) = words.data() else {
+            return;
+        };
+        if PageWord::from_word(words.page(Ordering::Acquire)).live {
+            return;
+        }
+        let (last, now) = (node.last_look.load(Ordering::Relaxed), now());
+        // The clock goes back if the process is restored on another machine.
+        if now.wrapping_sub(last) < LOOK_INTERVAL {
+            return;
+        }
+        let is_first = node
+            .last_look
+            .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
+            .is_ok();
+        if is_first {
+            // What cannot be opened is as good as nothing: `is_live` says so, and the next look tries again.
+            let _ = Self::attach(words);
+        }
+    }
+
+    /// Has the node that is there now be shown, if it is not. Returns whether it was another one.
+    pub(super) fn attach(words: &Words<Self>) -> Result<bool, Error> {
+        let Self::Node(source) = words.data() else {
+            return Ok(false);
+        };
+        let node = match &source.path {
+            Some(path) => Node::open(path, Access::Read),
+            None => Node::find(Access::Read),
+        }?;
+        let identity = Identity::of(&node)?;
+        let is_live = |word| PageWord::from_word(word).live;
+        let shown = source.shown.load();
+        let is_shown = shown
+            .as_ref()
+            .is_some_and(|shown| shown.identity == identity);
+        if is_shown && is_live(words.page(Ordering::Acquire)) {
+            return Ok(false);
+        }
+        let page = node.map()?;
+        if shown.is_some() && !is_live(page.load(0)) {
+            // It ends, or is about to be served again.
+            return Ok(false);
+        }
+        let (counter, vmclock) = vmclock::map_counter().unzip();
+        words
+            .show(page, counter)
+            .map_err(|errno| node.failed("map", errno))?;
+        source.shown.store(Some(Arc::new(Shown {
+            path: node.path().to_owned(),
+            identity,
+            vmclock,
+        })));
+        Ok(true)
+    }
+
+    pub(super) fn path(&self) -> Option<PathBuf> {
+        Some(self.shown()?.path.clone())
+    }
+
+    pub(super) fn vmclock(&self) -> Option<PathBuf> {
+        self.shown()?.vmclock.clone()
+    }
+
+    fn shown(&self) -> Option<Arc<Shown>> {
+        match self {
+            Self::Node(node) => node.shown.load_full(),
+            Self::Simulation | Self::Never => None,
+        }
+    }
+}
+/// Milliseconds of a clock that costs no system call.
+fn now() -> u64 {
+    let time = clock_gettime(ClockId::MonotonicCoarse);
+    (time.tv_sec * 1000 + time.tv_nsec / 1_000_000).unsigned_abs()
+}
+
+/// What tells one node from another that has come to its path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    /// The mount, by a number that is not used again (since Linux 6.8; else by one that may be).
+    mount: u64,
+    device: (u32, u32),
+    inode: u64,
+}
+
+impl Identity {
+    fn of(node: &Node) -> Result<Self, Error> {
+        use rustix::fs::{AtFlags, StatxFlags, statx};
+
+        /// `STATX_MNT_ID_UNIQUE` of `<linux/stat.h>`.
+        const UNIQUE_MOUNT: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+
+        let file = statx(
+            node,
+            c"",
+            AtFlags::EMPTY_PATH,
+            StatxFlags::INO | UNIQUE_MOUNT,
+        )
+        .map_err(|errno| node.failed("identify", errno))?;
+        Ok(Self {
+            mount: file.stx_mnt_id,
+            device: (file.stx_rdev_major, file.stx_rdev_minor),
+            inode: file.stx_ino,
+        })
+    }
+}

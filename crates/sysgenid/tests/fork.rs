@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A fork is a change for the child: what its parent keeps, it has as well.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::process::{WaitOptions, waitpid};
+use sysgenid::testing::SimulatedMachine;
+use sysgenid::{Guarded, Probe};
+
+/// What a forked child says.
+fn in_child(work: impl FnOnce() -> Vec<u8>) -> Vec<u8> {
+    let (mut reader, mut writer) = UnixStream::pair().expect("no sockets");
+    // SAFETY: The child uses only what is written here: memory that the C library keeps usable over a fork, and
+    // system calls. It ends without running what belongs to its parent.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let said = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        let succeeded = said.is_ok_and(|said| writer.write_all(&said).is_ok());
+        // SAFETY: As above.
+        unsafe { libc::_exit(i32::from(!succeeded)) };
+    }
+    drop(writer);
+    let mut said = Vec::new();
+    reader
+        .read_to_end(&mut said)
+        .expect("the child cannot be heard");
+    let child = rustix::process::Pid::from_raw(child).expect("fork failed");
+    let (_, status) = waitpid(Some(child), WaitOptions::empty())
+        .expect("it is a child")
+        .expect("it has ended");
+    assert_eq!(status.exit_status(), Some(0));
+    said
+}
+
+#[test]
+fn a_fork_is_a_change_for_the_child_alone_and_so_is_the_next() {
+    for probe in [Probe::never(), SimulatedMachine::new().probe()] {
+        let stamp = probe.stamp();
+        let said = in_child(|| {
+            let changed = probe.has_changed(&stamp);
+            let own = probe.stamp();
+            let grandchild = in_child(|| {
+                let both = [probe.has_changed(&stamp), probe.has_changed(&own)];
+                both.map(u8::from).into()
+            });
+            let still = probe.has_changed(&own);
+            [vec![u8::from(changed), u8::from(still)], grandchild].concat()
+        });
+        assert_eq!(said, [1, 0, 1, 1]);
+        assert!(!probe.has_changed(&stamp));
+    }
+}
+
+#[test]
+fn a_guarded_value_is_not_shared_with_a_child() {
+    let made = AtomicU32::new(0);
+    let made: &'static AtomicU32 = Box::leak(Box::new(made));
+    let guarded = Guarded::new(Probe::never(), |_| made.fetch_add(1, Ordering::Relaxed));
+    assert_eq!(*guarded.get(), 0);
+    let (before, owned) = (guarded.get(), guarded.get_owned());
+    let said = in_child(|| {
+        let old = u8::from(before.is_current()) + u8::from(owned.is_current());
+        vec![old, u8::try_from(*guarded.get()).unwrap()]
+    });
+    assert_eq!(said, [0, 1]);
+    assert!(before.is_current() && *guarded.get() == 0);
+}
+
+#[cfg(feature = "rand")]
+#[test]
+fn a_child_draws_something_else() {
+    use rand::Rng as _;
+    use rand::rngs::StdRng;
+    use sysgenid::SnapSafeRng;
+
+    let mut rng = SnapSafeRng::<StdRng>::new(Probe::never()).unwrap();
+    // In the middle of a block, the rest of which both have.
+    rng.next_u32();
+    let mut fill = || {
+        let mut bytes = [0; 32];
+        rng.fill_bytes(&mut bytes);
+        bytes.to_vec()
+    };
+    let child = in_child(&mut fill);
+    let parent = fill();
+    assert_eq!(child.len(), parent.len());
+    assert_ne!(child, parent);
+}
+
+#[cfg(feature = "uuid")]
+#[test]
+fn a_child_makes_other_identifiers() {
+    use sysgenid::UuidGenerator;
+
+    let ids = UuidGenerator::new(Probe::never()).unwrap();
+    for make in [UuidGenerator::v4, UuidGenerator::v7] {
+        let _ = make(&ids);
+        let child = in_child(|| make(&ids).as_bytes().to_vec());
+        assert_ne!(child, make(&ids).as_bytes());
+    }
+}
