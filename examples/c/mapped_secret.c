@@ -13,33 +13,49 @@
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <linux/sysgenid.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <unistd.h>
 
-static const _Atomic uint32_t *generation;
-static uint32_t generation_of_state;
+/* What the page begins with, to be loaded at once. */
+union word {
+	uint64_t whole;
+	struct {
+		uint32_t generation;
+		uint32_t flags;
+	} parts;
+};
+
+static const _Atomic uint64_t *page;
+static uint64_t word_of_state;
 static uint64_t state;
 
 static void map_generation(const char *path)
 {
 	int node = open(path, O_RDONLY | O_CLOEXEC);
-	void *page;
+	void *mapped;
 
 	if (node < 0)
 		err(1, "open %s", path);
-	page = mmap(NULL, sizeof(*generation), PROT_READ, MAP_SHARED, node, 0);
-	if (page == MAP_FAILED)
+	mapped = mmap(NULL, sizeof(*page), PROT_READ, MAP_SHARED, node, 0);
+	if (mapped == MAP_FAILED)
 		err(1, "map %s", path);
 	close(node);
-	generation = page;
+	page = mapped;
 }
 
-static void seed(uint32_t now)
+static void seed(uint64_t now)
 {
-	if (getrandom(&state, sizeof(state), 0) != sizeof(state))
-		err(1, "getrandom");
-	generation_of_state = now;
+	union word word = { .whole = now };
+
+	/* Nobody serves this page any more: it will show no other change. libsysgenid would look for the next one. */
+	if (!(word.parts.flags & SYSGENID_PAGE_LIVE))
+		errx(1, "the node has gone");
+	/* Not getrandom(), which in newer C libraries has a generator in this process: that is in the snapshot as well. */
+	if (getentropy(&state, sizeof(state)))
+		err(1, "getentropy");
+	word_of_state = now;
 }
 
 /* The splitmix64 generator: fast, and the same in every clone that has the same state. */
@@ -55,17 +71,17 @@ static uint64_t draw(void)
 static uint64_t next_token(void)
 {
 	uint64_t token;
-	uint32_t now;
+	union word now;
 
 	do {
-		now = *generation;
-		if (now != generation_of_state) {
-			seed(now);
-			printf("generation %" PRIu32 ": rebuilt\n", now);
+		now.whole = *page;
+		if (now.whole != word_of_state) {
+			seed(now.whole);
+			printf("generation %" PRIu32 ": rebuilt\n", now.parts.generation);
 		}
 		token = draw();
 		/* A token that was drawn while the machine was cloned is not given away: both clones have it. */
-	} while (*generation != now);
+	} while (*page != now.whole);
 	return token;
 }
 
@@ -75,7 +91,7 @@ int main(int argc, char **argv)
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	map_generation(argc > 1 ? argv[1] : "/dev/sysgenid");
-	seed(*generation);
+	seed(*page);
 	puts("ready");
 
 	while (fgets(line, sizeof(line), stdin))

@@ -27,8 +27,9 @@ static uint64_t key;
 static void rebuild_key(void)
 {
 	pthread_mutex_lock(&lock);
-	if (getrandom(&key, sizeof(key), 0) != sizeof(key))
-		err(1, "getrandom");
+	/* Not getrandom(), which in newer C libraries has a generator in this process: that is in the snapshot as well. */
+	if (getentropy(&key, sizeof(key)))
+		err(1, "getentropy");
 	pthread_mutex_unlock(&lock);
 }
 

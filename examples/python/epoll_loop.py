@@ -17,13 +17,13 @@ import sysgenid
 class Server:
     def __init__(self, watcher):
         self._watcher = watcher
-        self._key = os.urandom(8)
+        self._key = sysgenid.draw(8)
 
     def deal_with_change(self):
         generation = self._watcher.read()
         if generation is None:
             return
-        self._key = os.urandom(8)
+        self._key = sysgenid.draw(8)
         print(f"generation {generation}: rebuilt", flush=True)
         # False: it has changed again, which the loop will be told.
         self._watcher.acknowledge(generation)

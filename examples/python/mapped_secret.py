@@ -21,7 +21,7 @@ class Tokens:
         self._seed(probe.generation())
 
     def _seed(self, generation):
-        self._generator = random.Random()  # from the kernel's generator
+        self._generator = random.Random(sysgenid.draw(32))
         self._generation = generation
 
     def next(self):

@@ -6,6 +6,7 @@ import fcntl
 import mmap
 import os
 import struct
+import sys
 
 PATH = "/dev/sysgenid"
 
@@ -17,6 +18,20 @@ SYSGENID_TRIGGER_GEN_UPDATE = 0xE403
 VMGENID_GET_OUTDATED_WATCHERS = 0x2D01
 
 GENERATION = struct.Struct("=I")
+
+# What the page begins with: the generation, and flags.
+WORD = struct.Struct("=II")
+PAGE_LIVE = 1
+
+
+def draw(size):
+    """Random bytes from the kernel, for new secrets.
+
+    Not os.urandom() or the module secrets: with newer C libraries these have a generator in this process, which is in
+    the snapshot as well.
+    """
+    with open("/dev/urandom", "rb", buffering=0) as kernel:
+        return kernel.read(size)
 
 
 class Watcher:
@@ -73,12 +88,15 @@ class Probe:
     def __init__(self, path=PATH):
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            page = mmap.mmap(fd, GENERATION.size, mmap.MAP_SHARED, mmap.PROT_READ)
+            page = mmap.mmap(fd, WORD.size, mmap.MAP_SHARED, mmap.PROT_READ)
         finally:
             os.close(fd)
         # An item of this view is read at once, not byte by byte.
-        self._words = memoryview(page).cast("I")
+        self._words = memoryview(page).cast("Q")
 
     def generation(self):
-        """The live generation."""
-        return self._words[0]
+        """The live generation. RuntimeError: nobody serves it any more, so that no other change would be seen."""
+        generation, flags = WORD.unpack(self._words[0].to_bytes(WORD.size, sys.byteorder))
+        if not flags & PAGE_LIVE:
+            raise RuntimeError("the node has gone")
+        return generation

@@ -23,7 +23,7 @@ class Key:
 
     def rebuild(self):
         with self._lock:
-            self._bytes = os.urandom(8)
+            self._bytes = sysgenid.draw(8)
 
     def token(self):
         with self._lock:

@@ -216,7 +216,7 @@ fn the_example_with_the_library_goes_on_where_there_is_no_node() {
     let folder = tempfile::tempdir().unwrap();
     let node = folder.path().join("node");
     let mut program = Program::start(&mut in_c("probe_library", &node));
-    program.expect("nothing tells of restores here");
+    program.expect("nothing tells of restores here, yet");
     program.expect("ready");
     assert_ne!(token(&mut program), token(&mut program));
     assert!(program.finish().success());

@@ -189,7 +189,7 @@ fn token_server(reporter: &Reporter) -> Result<()> {
     let probe = Probe::open_or_never()?;
     let mut stamp = probe.stamp();
     let mut rng = SnapSafeRng::<StdRng>::new(probe.clone())?;
-    reporter.started(probe.can_change())?;
+    reporter.started(probe.is_live())?;
     for number in 0.. {
         // Each draw looks by itself; this is to report when.
         if probe.has_changed(&stamp) {

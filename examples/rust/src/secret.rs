@@ -2,9 +2,9 @@
 
 //! A secret as services keep it.
 
+use std::io;
+
 use aws_lc_rs::hmac;
-use rand::TryRng;
-use rand::rngs::{SysError, SysRng};
 
 /// A key that signs tokens: two clones that have the same accept each other's, and whoever knows one knows both.
 pub struct Secret(hmac::Key);
@@ -16,9 +16,9 @@ impl Secret {
     /// # Errors
     ///
     /// If the kernel gives no randomness.
-    pub fn draw() -> Result<Self, SysError> {
+    pub fn draw() -> io::Result<Self> {
         let mut key = [0; 32];
-        SysRng.try_fill_bytes(&mut key)?;
+        sysgenid::fill_random(&mut key)?;
         Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, &key)))
     }
 

@@ -78,14 +78,14 @@ static void what_is_no_node_is_told(void)
 	CHECK(is_absent(sysgenid_probe_open("/dev/null/node", &probe)));
 }
 
-static void a_probe_that_never_changes_can_be_used(const char *path)
+static void a_probe_can_be_used_before_there_is_a_node(const char *path)
 {
 	struct sysgenid_probe *probe;
 	struct sysgenid_stamp stamp, now;
 
 	CHECK(sysgenid_probe_open_or_never(path, &probe) == SYSGENID_ERROR_NONE);
-	CHECK(!sysgenid_probe_can_change(probe));
-	CHECK(sysgenid_probe_is_live(probe));
+	CHECK(sysgenid_probe_can_change(probe));
+	CHECK(!sysgenid_probe_is_live(probe));
 	CHECK(sysgenid_probe_generation(probe) == 0);
 	CHECK(sysgenid_probe_stamp(probe, &stamp) == SYSGENID_ERROR_NONE);
 	CHECK(!sysgenid_probe_has_changed(probe, &stamp));
@@ -105,7 +105,7 @@ int main(int argc, char **argv)
 	null_is_an_error();
 	no_node_is_told(argv[1]);
 	what_is_no_node_is_told();
-	a_probe_that_never_changes_can_be_used(argv[1]);
+	a_probe_can_be_used_before_there_is_a_node(argv[1]);
 	/* The environment has it as well. */
 	CHECK(setenv("SYSGENID_PATH", argv[1], 1) == 0);
 	CHECK(is_absent(sysgenid_settle(NULL, 0, &number)));

@@ -53,6 +53,9 @@ fn a_watcher_goes_on_with_a_change_once_the_node_is_back() {
     drop((watcher, orchestrator));
 }
 
+/// The two ways in which a daemon has its page mapped: by the kernel, which goes on without it, and by copies.
+const WAYS: [&str; 2] = ["passthrough = true\n", "passthrough = false\n"];
+
 /// Drops what the kernel keeps of files and nobody holds.
 fn drop_caches() {
     rustix::fs::sync();
@@ -71,76 +74,82 @@ fn until(what: &str, condition: impl Fn() -> bool) {
 #[test]
 #[ignore = "needs a daemon"]
 fn what_is_built_on_a_probe_follows_a_node_that_goes_and_comes() {
-    let mut daemon = Daemon::start();
-    let probe = Probe::open_at(daemon.node()).unwrap();
-    let made = AtomicU32::new(0);
-    let made: &'static AtomicU32 = Box::leak(Box::new(made));
-    let guarded = Guarded::new(probe.clone(), |_| made.fetch_add(1, Ordering::Relaxed) + 1);
-    assert!(probe.is_live() && *guarded.get() == 1 && guarded.get().is_current());
-    for round in 0..3 {
-        let before = probe.stamp();
-        let value = *guarded.get();
-        daemon.stop();
-        // The end is a change, as far as anybody knows. To look at a page without a server kills nobody.
-        drop_caches();
-        assert!(
-            !probe.is_live() && probe.has_changed(&before),
-            "round {round}"
-        );
-        let ended = probe.stamp();
-        assert!(!probe.has_changed(&ended), "an end is one change");
-        assert_eq!(*guarded.get(), value + 1);
-        assert_eq!(*guarded.get(), value + 1);
-        daemon.start_again();
-        until("a clone looks at the node that has come back", || {
-            guarded.probe().has_changed(&ended)
-        });
-        assert!(probe.is_live() && probe.has_changed(&before));
-        assert_eq!(*guarded.get(), value + 2);
-        let orchestrator = daemon.orchestrator();
-        let generation = orchestrator.bump().unwrap();
-        assert_eq!(probe.generation(), generation);
-        assert_eq!(*guarded.get(), value + 3);
-        assert!(guarded.get().is_current());
+    for way in WAYS {
+        let mut daemon = Daemon::with(way);
+        let probe = Probe::open_at(daemon.node()).unwrap();
+        let made = AtomicU32::new(0);
+        let made: &'static AtomicU32 = Box::leak(Box::new(made));
+        let guarded = Guarded::new(probe.clone(), |_| made.fetch_add(1, Ordering::Relaxed) + 1);
+        assert!(probe.is_live() && *guarded.get() == 1 && guarded.get().is_current());
+        for round in 0..3 {
+            let before = probe.stamp();
+            let value = *guarded.get();
+            daemon.stop();
+            // The end is a change, as far as anybody knows. To look at a page without a server kills nobody.
+            drop_caches();
+            assert!(
+                !probe.is_live() && probe.has_changed(&before),
+                "round {round}"
+            );
+            let ended = probe.stamp();
+            assert!(!probe.has_changed(&ended), "an end is one change");
+            assert_eq!(*guarded.get(), value + 1);
+            assert_eq!(*guarded.get(), value + 1);
+            daemon.start_again();
+            until("a clone looks at the node that has come back", || {
+                guarded.probe().has_changed(&ended)
+            });
+            assert!(probe.is_live() && probe.has_changed(&before));
+            assert_eq!(*guarded.get(), value + 2);
+            let orchestrator = daemon.orchestrator();
+            let generation = orchestrator.bump().unwrap();
+            assert_eq!(probe.generation(), generation);
+            assert_eq!(*guarded.get(), value + 3);
+            assert!(guarded.get().is_current());
+        }
     }
 }
 
 #[test]
 #[ignore = "needs a daemon"]
 fn a_probe_that_was_there_before_the_node_finds_it() {
-    let mut daemon = Daemon::start();
-    daemon.stop();
-    assert!(Probe::open_at(daemon.node()).unwrap_err().is_absent());
-    let probe = Probe::open_at_or_never(daemon.node()).unwrap();
-    assert!(probe.can_change() && !probe.is_live() && probe.path().is_none());
-    let before = probe.stamp();
-    assert!(!probe.has_changed(&before));
-    daemon.start_again();
-    until("it finds the node", || probe.has_changed(&before));
-    assert!(probe.is_live() && probe.path().unwrap() == daemon.node());
-    let stamp = probe.stamp();
-    daemon.orchestrator().bump().unwrap();
-    assert!(probe.has_changed(&stamp));
+    for way in WAYS {
+        let mut daemon = Daemon::with(way);
+        daemon.stop();
+        assert!(Probe::open_at(daemon.node()).unwrap_err().is_absent());
+        let probe = Probe::open_at_or_never(daemon.node()).unwrap();
+        assert!(probe.can_change() && !probe.is_live() && probe.path().is_none());
+        let before = probe.stamp();
+        assert!(!probe.has_changed(&before));
+        daemon.start_again();
+        until("it finds the node", || probe.has_changed(&before));
+        assert!(probe.is_live() && probe.path().unwrap() == daemon.node());
+        let stamp = probe.stamp();
+        daemon.orchestrator().bump().unwrap();
+        assert!(probe.has_changed(&stamp));
+    }
 }
 
 #[test]
 #[ignore = "needs a daemon"]
 fn a_probe_that_is_told_to_looks_for_a_node_whose_server_was_killed() {
-    let mut daemon = Daemon::start();
-    let probe = Probe::open_at(daemon.node()).unwrap();
-    assert!(!probe.look_for_node().unwrap(), "it is there");
-    let stamp = probe.stamp();
-    daemon.end(Signal::KILL);
-    drop_caches();
-    let _ = probe.has_changed(&stamp);
-    assert!(probe.look_for_node().is_err());
-    daemon.start_again();
-    // With passthrough the next server goes on with the same page, and nothing has to be looked for.
-    probe.look_for_node().unwrap();
-    assert!(probe.is_live() && probe.has_changed(&stamp));
-    let stamp = probe.stamp();
-    daemon.orchestrator().bump().unwrap();
-    assert!(probe.has_changed(&stamp));
+    for way in WAYS {
+        let mut daemon = Daemon::with(way);
+        let probe = Probe::open_at(daemon.node()).unwrap();
+        assert!(!probe.look_for_node().unwrap(), "it is there");
+        let stamp = probe.stamp();
+        daemon.end(Signal::KILL);
+        drop_caches();
+        let _ = probe.has_changed(&stamp);
+        assert!(probe.look_for_node().is_err());
+        daemon.start_again();
+        // With passthrough the next server goes on with the same page, and nothing has to be looked for.
+        probe.look_for_node().unwrap();
+        assert!(probe.is_live() && probe.has_changed(&stamp));
+        let stamp = probe.stamp();
+        daemon.orchestrator().bump().unwrap();
+        assert!(probe.has_changed(&stamp));
+    }
 }
 
 #[test]

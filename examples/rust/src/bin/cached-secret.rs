@@ -20,23 +20,21 @@
 //! A signature that was printed cannot be taken back, so each is checked after it was made and before it is given
 //! away. If the machine was restored in between, both clones may have made it with one key.
 //!
-//! A page whose server has ended shows the last generation for ever. A program that runs for long asks
-//! `Probe::is_live` now and then, or has an untracked watcher that is told, as `tls-server` has.
+//! A node may go and come, which is a change each time. While there is none, nothing is noticed; `Probe::is_live` says so.
 
 #![forbid(unsafe_code)]
 
 use std::io;
 
 use anyhow::Result;
-use rand::rngs::SysError;
 use sysgenid::{Generation, Guarded, Probe, Stamp};
 use sysgenid_examples::Secret;
 
 fn main() -> Result<()> {
     // A library goes on where nothing serves a node. A node that it may not open is an error all the same.
     let probe = Probe::open_or_never()?;
-    if !probe.can_change() {
-        eprintln!("nothing serves a node: no restore will be noticed");
+    if !probe.is_live() {
+        eprintln!("nothing serves a node yet: no restore is noticed until something does");
     }
     let guarded = Guarded::fallible(probe.clone(), |_generation| Secret::draw());
     let mut by_hand = ByHand::new(probe)?;
@@ -52,10 +50,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn sign(
-    secret: &Guarded<Secret, SysError>,
-    message: &str,
-) -> Result<(Generation, String), SysError> {
+fn sign(secret: &Guarded<Secret, io::Error>, message: &str) -> io::Result<(Generation, String)> {
     loop {
         let secret = secret.try_get()?;
         let signature = secret.sign(message);
@@ -73,7 +68,7 @@ struct ByHand {
 }
 
 impl ByHand {
-    fn new(probe: Probe) -> Result<Self, SysError> {
+    fn new(probe: Probe) -> io::Result<Self> {
         // In this order: a restore that comes between the two is found at the first use.
         let stamp = probe.stamp();
         let secret = Secret::draw()?;
@@ -84,7 +79,7 @@ impl ByHand {
         })
     }
 
-    fn sign(&mut self, message: &str) -> Result<(Generation, String), SysError> {
+    fn sign(&mut self, message: &str) -> io::Result<(Generation, String)> {
         loop {
             if self.probe.has_changed(&self.stamp) {
                 // This waits for the kernel's generator to be reseeded, where a vmclock device told of the restore

@@ -153,13 +153,13 @@ async fn make_id(State(service): State<Arc<Service>>) -> String {
 }
 
 /// Ready while nothing has changed since the rebuild that was acknowledged. It asks the probe, not the task: from the
-/// restore until the task wakes, this service is not ready either. Nor is it once nobody serves the node any more: its
-/// page shows the last generation for ever.
+/// restore until the task wakes, this service is not ready either. Nor is it while nobody serves the node: nothing would be
+/// noticed.
 async fn ready(State(service): State<Arc<Service>>) -> (StatusCode, String) {
     let acknowledged = *lock(&service.acknowledged);
     let refused = if service.probe.has_changed(&acknowledged) {
         format!("rebuilding for generation {}", service.probe.generation())
-    } else if !service.probe.is_live().unwrap_or(true) {
+    } else if !service.probe.is_live() {
         "the node has gone".into()
     } else {
         let generation = acknowledged.generation();
