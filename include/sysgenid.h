@@ -124,8 +124,9 @@ enum sysgenid_error sysgenid_probe_open(const char *path,
                                         struct sysgenid_probe **probe);
 
 /**
- * The same, but where nothing serves a node, a probe that never changes. A node that is there and cannot be opened
- * is still an error: it would be worse to overlook it.
+ * Opens the node at a path, or that of this machine if it is NULL, or a probe that looks for it if nothing serves it yet.
+ * That it has come is a change. A node that is there and cannot be opened is still an error: it would be worse to
+ * overlook it.
  *
  * Condition: As for sysgenid_probe_open().
  */
@@ -178,17 +179,16 @@ enum sysgenid_error sysgenid_probe_stamp_for_rebuild(const struct sysgenid_probe
 uint32_t sysgenid_probe_generation(const struct sysgenid_probe *probe);
 
 /**
- * Whether the node that the probe has mapped is still the one at its path: false once its server has ended for good,
- * from when on the probe never changes any more. It takes a system call, so ask now and then, not at each use. True
- * for a probe that never changes by design, false if probe is NULL.
+ * Whether the page that the probe looks at will show the next change: false while nothing serves the node, and if probe
+ * is NULL. The looks find the node by themselves when it is served again, which is a change.
  *
  * Condition: probe is open.
  */
 bool sysgenid_probe_is_live(const struct sysgenid_probe *probe);
 
 /**
- * Whether the probe can change at all: false where sysgenid_probe_open_or_never() found no node, and if probe is
- * NULL.
+ * Whether the probe can change at all: false if probe is NULL. It says nothing of whether there is a node now;
+ * sysgenid_probe_is_live() does.
  *
  * Condition: probe is open.
  */

@@ -24,6 +24,9 @@ impl Mapping {
     /// Maps the first page of a file, and has it stay in memory as far as that can be: a page of FUSE whose server has
     /// ended could not be fetched again, and whoever looked would be killed by `SIGBUS`.
     ///
+    /// Limits: without passthrough the kernel takes the page away from everybody who has it mapped when another program
+    /// maps it, and they fetch it again at the next look.
+    ///
     /// # Errors
     ///
     /// What `mmap` returns; `EFAULT` if there is no page to be had.
@@ -41,6 +44,7 @@ impl Mapping {
         }?;
         let mapping = Self::at(start.cast())?;
         mapping.keep()?;
+
         Ok(mapping)
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use sysgenid::{Acknowledged, Guarded, Probe, Tracking, Watcher};
+use sysgenid::{Acknowledged, Generation, Guarded, Probe, Tracking, Watcher};
 use sysgenid_fixture::{Daemon, PATIENCE};
 
 #[test]
@@ -107,6 +107,19 @@ fn what_is_built_on_a_probe_follows_a_node_that_goes_and_comes() {
             assert_eq!(*guarded.get(), value + 3);
             assert!(guarded.get().is_current());
         }
+    }
+}
+
+#[test]
+#[ignore = "needs a daemon"]
+fn a_page_that_was_mapped_stays_in_memory() {
+    for way in WAYS {
+        let mut daemon = Daemon::with(way);
+        // Nobody looks before there is no server that the page could come from.
+        let probe = Probe::open_at(daemon.node()).unwrap();
+        drop_caches();
+        daemon.end(Signal::KILL);
+        assert_eq!(probe.stamp().generation(), Generation::START);
     }
 }
 
