@@ -51,8 +51,8 @@ impl Glance {
     /// The number of tracked watchers that have not acknowledged; `None` if only the lock can tell.
     pub(crate) fn outdated_watchers(&self) -> Option<usize> {
         self.epoch()?;
-        // Pairs with the release in `set_outdated_watchers`: who counts those that a change outdated finds it
-        // in the page.
+        // Pairs with the release in `set_outdated_watchers`: who counts those that a change outdated finds
+        // it in the page.
         Some(self.outdated_watchers.load(Acquire))
     }
 

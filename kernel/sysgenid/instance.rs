@@ -10,10 +10,10 @@
 //!
 //! Restores may be told of in an interrupt, so the lock keeps interrupts off, for a few instructions. Whom
 //! to wake is walked with interrupts off by the kernel's wait queues themselves, all at once. `cargo xtask
-//! bench` measures for how long, in an emulated machine in which a system call takes 1 to 2 µs: 80 ms with
-//! 100 000 descriptors in one epoll or one `poll`, and 110 ms with 2000 threads asleep in `read`, within a
-//! tenth of what a plain driver in C takes. A user may have as many as he may open files and start threads,
-//! here as of any file that can be polled.
+//! bench` measures for how long, in an emulated machine that is slower than any hardware: 60 to 90 ms with
+//! 100 000 descriptors in one epoll or one `poll`, or with 2000 threads asleep in `read`, and as long with a
+//! plain driver in C. A user may have as many as he may open files and start threads, here as of any file
+//! that can be polled.
 
 use crate::{
     glance::Glance,
