@@ -30,6 +30,8 @@ pub(crate) struct Environment {
     programs: Programs,
     initramfs: PathBuf,
     memory_mib: u32,
+    /// What the kernel is told in any case.
+    append: &'static [&'static str],
 }
 
 /// How much memory a guest has, in MiB.
@@ -37,6 +39,10 @@ const MEMORY_MIB: u32 = 384;
 
 /// How much it has where the kernel keeps books about it.
 const DEBUG_MEMORY_MIB: u32 = 1024;
+
+/// What such a kernel is told. While it makes itself fit for five levels of page tables, KASAN takes whatever an interrupt
+/// touches for wild: it is off for the task alone.
+const DEBUG_APPEND: &[&str] = &["no5lvl"];
 
 impl Environment {
     /// Prepares guests with the modules in them, with exactly the kernel that is wanted.
@@ -105,6 +111,7 @@ impl Environment {
         let environment = Self::of(cache, tree, kernel, Some(modules), &self.programs)?;
         Ok(Self {
             memory_mib: DEBUG_MEMORY_MIB,
+            append: DEBUG_APPEND,
             ..environment
         })
     }
@@ -124,6 +131,7 @@ impl Environment {
             programs: programs.clone(),
             initramfs,
             memory_mib: MEMORY_MIB,
+            append: &[],
         })
     }
 
@@ -144,7 +152,7 @@ impl Environment {
             arch: self.tree.arch(),
             kernel: self.kernel.image(),
             initramfs: self.initramfs.clone(),
-            append: Vec::new(),
+            append: self.append.iter().map(ToString::to_string).collect(),
             memory_mib: self.memory_mib,
             guid: None,
             acpi_tables: Vec::new(),

@@ -59,6 +59,15 @@ impl Node {
         rustix::io::write(&self.fd, &generation.to_ne_bytes()).map(drop)
     }
 
+    /// Acknowledges a generation, if it is still the current one. Says whether it was.
+    pub(crate) fn acknowledges(&self, generation: u32) -> Result<bool> {
+        match self.acknowledge(generation) {
+            Ok(()) => Ok(true),
+            Err(Errno::INVAL) => Ok(false),
+            Err(errno) => Err(errno),
+        }
+    }
+
     /// Any of the contract's ioctls.
     pub(crate) fn ioctl(&self, request: u32, argument: usize) -> Result<i32> {
         let call = ByValue { request, argument };

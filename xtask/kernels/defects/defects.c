@@ -61,13 +61,13 @@ static void lock_with_and_without_interrupts(void)
 	/* In an interrupt, as lockdep sees it. */
 	local_irq_save(flags);
 	lockdep_hardirq_enter();
-	spin_lock(&first);
-	spin_unlock(&first);
+	raw_spin_lock(&raw);
+	raw_spin_unlock(&raw);
 	lockdep_hardirq_exit();
 	local_irq_restore(flags);
 
-	spin_lock(&first);
-	spin_unlock(&first);
+	raw_spin_lock(&raw);
+	raw_spin_unlock(&raw);
 }
 
 static void sleep_in_atomic(void)
@@ -111,9 +111,14 @@ static void use_after_free(void)
 
 static void forget(void)
 {
-	void *bytes = kmalloc(64, GFP_KERNEL);
+	void *bytes;
+	int i;
 
-	OPTIMIZER_HIDE_VAR(bytes);
+	/* Many, for what is left of a pointer somewhere hides one. */
+	for (i = 0; i < 64; i++) {
+		bytes = kmalloc(64, GFP_KERNEL);
+		OPTIMIZER_HIDE_VAR(bytes);
+	}
 }
 
 static void delete_from_corrupt_list(void)

@@ -153,7 +153,8 @@ const BUMPS: u32 = 50_000;
 fn boot<'a>(context: &'a Context<'_>, hunt: Hunt, append: &[&str]) -> Result<Guest<'a>> {
     let environment = context.debug_kernel(hunt)?;
     let mut machine = environment.machine_with_guid()?;
-    machine.append = append.iter().map(ToString::to_string).collect();
+    let append = append.iter().map(ToString::to_string);
+    machine.append.extend(append);
     let mut guest = Guest::boot_in(context, environment, machine)?;
     // Nothing here waits so long by itself.
     guest.run(
