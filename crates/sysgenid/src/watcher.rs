@@ -5,10 +5,10 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
 use rustix::io::Errno;
 use sysgenid_core::Generation;
 
@@ -61,6 +61,19 @@ pub(crate) struct Inner {
     node: Node,
     /// For a watcher that cannot write, and so stays outdated from the first change on.
     reader: Option<Reader>,
+    /// For a watcher that was opened again.
+    gap: Option<Gap>,
+}
+
+/// What may have happened before a watcher was opened again, which counts as a change that the node knows nothing of.
+#[derive(Debug)]
+struct Gap {
+    /// Whether nobody has dealt with it yet.
+    is_pending: AtomicBool,
+    /// Readable for as long as that.
+    event: OwnedFd,
+    /// An epoll instance that is readable while that is or the node.
+    both: OwnedFd,
 }
 
 /// What makes a watcher that cannot write behave as if it could.
@@ -100,7 +113,17 @@ impl Watcher {
             Access::ReadWrite => None,
             Access::Read => Some(Reader::new(&node)?),
         };
-        Ok(Self(Arc::new(Inner { node, reader })))
+        let gap = None;
+        Ok(Self(Arc::new(Inner { node, reader, gap })))
+    }
+
+    /// The same watcher with a change to deal with.
+    fn after_a_gap(self) -> Result<Self, Error> {
+        let Ok(mut inner) = Arc::try_unwrap(self.0) else {
+            unreachable!("it was just opened");
+        };
+        inner.gap = Some(Gap::new(&inner)?);
+        Ok(Self(Arc::new(inner)))
     }
 
     /// The current generation.
@@ -176,8 +199,8 @@ impl Watcher {
 
     /// Opens the node again after [`Error::Gone`], at the same path, as soon as it is back; for ever without a
     /// time-out. The change that this returns stands for whatever happened meanwhile, which nobody can know:
-    /// rebuild, and acknowledge. The new watcher is current, so nobody waits for it meanwhile, and this change does not
-    /// come again if it is dropped. The descriptor is another one, so register it anew.
+    /// rebuild, and acknowledge. Dropped, it comes again, like any other. But the node does not know of it: nobody waits for
+    /// this watcher until there is another change. The descriptor is another one, so register it anew.
     ///
     /// # Errors
     ///
@@ -196,8 +219,10 @@ impl Watcher {
 
     /// What stands for all that may have happened before this watcher was opened.
     pub(crate) fn unknown_change(&self) -> Result<Change, Error> {
-        let generation = self.generation()?;
-        Ok(Change::new(Arc::clone(&self.0), generation))
+        match self.try_changed()? {
+            Some(change) => Ok(change),
+            None => unreachable!("nobody else has this watcher yet"),
+        }
     }
 }
 
@@ -221,7 +246,7 @@ impl Attempts {
     /// One attempt: another watcher in the place of one, or how long to wait before the next attempt. It fails if
     /// there is no time for another one, or if it would be of no use.
     pub(crate) fn open(&mut self, gone: &Watcher) -> Result<Result<Watcher, Duration>, Error> {
-        match Watcher::open_at(gone.path(), gone.tracking()) {
+        match Watcher::open_at(gone.path(), gone.tracking()).and_then(Watcher::after_a_gap) {
             Err(error) if error.is_absent() || error.is_gone() => {
                 if self.deadline.is_over() {
                     return Err(error);
@@ -266,6 +291,14 @@ impl Inner {
     }
 
     fn pollable(&self) -> BorrowedFd<'_> {
+        match &self.gap {
+            Some(gap) => gap.both.as_fd(),
+            None => self.changes(),
+        }
+    }
+
+    /// What is readable while there is a change that the node knows of.
+    fn changes(&self) -> BorrowedFd<'_> {
         match &self.reader {
             Some(reader) => reader.edges.as_fd(),
             None => self.node.as_fd(),
@@ -274,9 +307,13 @@ impl Inner {
 
     /// The generation of the latest change that was not acknowledged.
     fn next(&self) -> Result<Option<Generation>, Error> {
-        match &self.reader {
+        let known = match &self.reader {
             Some(reader) => reader.next(&self.node),
             None => self.node.read(),
+        }?;
+        match &self.gap {
+            Some(gap) if known.is_none() && gap.is_pending() => self.node.generation().map(Some),
+            _ => Ok(known),
         }
     }
 
@@ -308,6 +345,14 @@ impl Inner {
 
     /// Acknowledges a generation. Returns the current one if it is another.
     pub(crate) fn acknowledge(&self, generation: Generation) -> Result<Option<Generation>, Error> {
+        let newer = self.acknowledge_to_node(generation)?;
+        if let (None, Some(gap)) = (newer, &self.gap) {
+            gap.close();
+        }
+        Ok(newer)
+    }
+
+    fn acknowledge_to_node(&self, generation: Generation) -> Result<Option<Generation>, Error> {
         if let Some(reader) = &self.reader {
             return reader.acknowledge(&self.node, generation);
         }
@@ -326,6 +371,34 @@ impl Inner {
 impl AsFd for Inner {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pollable()
+    }
+}
+
+impl Gap {
+    fn new(watcher: &Inner) -> Result<Self, Error> {
+        let failed = |errno| watcher.node.failed("poll", errno);
+        let event = eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(failed)?;
+        let both = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
+        for file in [event.as_fd(), watcher.changes()] {
+            epoll::add(&both, file, TOKEN, epoll::EventFlags::IN).map_err(failed)?;
+        }
+        Ok(Self {
+            is_pending: AtomicBool::new(true),
+            event,
+            both,
+        })
+    }
+
+    fn is_pending(&self) -> bool {
+        self.is_pending.load(Ordering::Acquire)
+    }
+
+    /// Somebody has dealt with it.
+    fn close(&self) {
+        if self.is_pending.swap(false, Ordering::AcqRel) {
+            // It fails only where there is nothing to read any more.
+            let _ = rustix::io::read(&self.event, &mut [0; 8]);
+        }
     }
 }
 
@@ -386,7 +459,7 @@ impl Reader {
     }
 }
 
-/// There is one file in the instance.
+/// Nobody asks which file it was.
 const TOKEN: epoll::EventData = epoll::EventData::new_u64(0);
 
 const EACH_CHANGE: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::ET);

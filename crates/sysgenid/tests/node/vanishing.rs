@@ -53,6 +53,42 @@ fn a_watcher_goes_on_with_a_change_once_the_node_is_back() {
     drop((watcher, orchestrator));
 }
 
+#[test]
+#[ignore = "needs a daemon"]
+fn the_change_of_a_node_that_is_back_comes_again_until_it_is_acknowledged() {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    let is_readable = |watcher: &Watcher| {
+        let mut files = [PollFd::new(watcher, PollFlags::IN)];
+        poll(&mut files, Some(&Timespec::default())).unwrap() == 1
+    };
+    for tracking in [Tracking::Tracked, Tracking::Untracked] {
+        let mut daemon = Daemon::start();
+        let mut watcher = Watcher::open_at(daemon.node(), tracking).unwrap();
+        daemon.start_again();
+        drop(watcher.reconnect(Some(PATIENCE)).unwrap());
+        for _ in 0..2 {
+            assert!(is_readable(&watcher));
+            let change = watcher.wait_timeout(Duration::ZERO).unwrap();
+            let failed = change.expect("it comes again").rebuild(|_| {
+                let error = std::io::Error::other("the database is not up yet");
+                Err::<(), _>(Box::<dyn std::error::Error>::from(error))
+            });
+            failed.unwrap_err();
+        }
+        let change = watcher.try_changed().unwrap().unwrap();
+        assert!(matches!(
+            change.acknowledge().unwrap(),
+            Acknowledged::Current
+        ));
+        assert!(!is_readable(&watcher));
+        assert!(watcher.try_changed().unwrap().is_none());
+        let generation = daemon.orchestrator().bump().unwrap();
+        assert!(is_readable(&watcher));
+        assert_eq!(watcher.wait().unwrap().generation(), generation);
+    }
+}
+
 /// The two ways in which a daemon has its page mapped: by the kernel, which goes on without it, and by copies.
 const WAYS: [&str; 2] = ["passthrough = true\n", "passthrough = false\n"];
 
@@ -201,10 +237,14 @@ async fn a_task_is_told_that_the_server_has_gone_and_goes_on_when_it_is_back() {
             tokio::task::yield_now().await;
             daemon.start_again();
         });
+        drop(change.unwrap());
+        let again = timeout(PATIENCE, watcher.changed()).await.unwrap();
         assert!(matches!(
-            change.unwrap().acknowledge().unwrap(),
+            again.unwrap().acknowledge().unwrap(),
             Acknowledged::Current
         ));
+        let quiet = timeout(Duration::from_millis(20), watcher.changed()).await;
+        assert!(quiet.is_err(), "it was acknowledged");
         drop(watcher);
     }
 }
