@@ -114,8 +114,11 @@ static void forget(void)
 	void *bytes;
 	int i;
 
-	/* Many, for what is left of a pointer somewhere hides one. */
-	for (i = 0; i < 64; i++) {
+	/*
+	 * Many: what the allocator keeps at hand for each processor still
+	 * points to the last ones, which hides them.
+	 */
+	for (i = 0; i < 4096; i++) {
 		bytes = kmalloc(64, GFP_KERNEL);
 		OPTIMIZER_HIDE_VAR(bytes);
 	}
