@@ -41,8 +41,10 @@ impl<T: Send + Sync + 'static> Published<T> {
         Publication(self)
     }
 
-    /// Does something to the state, if there is any, that does not sleep. Unlike with [`get`](Self::get), no
-    /// reference is given up then, which would drop the state if it were the last.
+    /// Does something to the state, if there is any. Unlike with [`get`](Self::get), no reference is given up
+    /// then, which would drop the state if it were the last.
+    ///
+    /// `work` must not sleep, as nothing may between [`rcu::read_lock`] and its end.
     pub(crate) fn with<R>(&self, work: impl FnOnce(&T) -> R) -> Option<R> {
         let _guard = rcu::read_lock();
         // Pairs with the full ordering in `take_and_store`.

@@ -174,13 +174,14 @@ impl Instance {
         self.glance.begin_change(&registry);
         self.store_page(&registry);
         self.glance.end_change(&registry);
-        let uevents = self.uevents.as_ref();
-        let uevents = uevents.filter(|uevents| uevents.note(change.generation.get()));
+        if let Some(uevents) = &self.uevents {
+            uevents.note(change.generation.get());
+        }
         drop(registry);
         self.readers.wake_all();
         self.changed.notify_all();
         self.settled.wake_all();
-        if let Some(uevents) = uevents {
+        if let Some(uevents) = &self.uevents {
             uevents.send();
         }
     }

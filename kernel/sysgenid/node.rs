@@ -291,8 +291,12 @@ impl miscdevice::Device for Description {
         match call {
             Ioctl::CountOutdatedWatchers => {
                 let instance = &description.instance;
-                let count = instance.glance.outdated_watchers();
-                let count = count.unwrap_or_else(|| instance.registry.lock().outdated_watchers());
+                // The copy follows what a watcher acknowledged, so that it may still count one that has. Zero it
+                // never says too soon.
+                let count = match instance.glance.outdated_watchers() {
+                    Some(0) => 0,
+                    _ => instance.registry.lock().outdated_watchers(),
+                };
                 // A system call returns an int.
                 return Ok(i32::try_from(count).unwrap_or(i32::MAX) as isize);
             }

@@ -119,9 +119,7 @@ pub extern "C" fn sysgenid_register_backend() {
 /// Takes a call of `sysgenid_register_backend()` back. Any context, as above.
 #[no_mangle]
 pub extern "C" fn sysgenid_unregister_backend() {
-    if let Some(instance) = INSTANCE.get() {
-        instance.remove_backend();
-    }
+    INSTANCE.with(Instance::remove_backend);
 }
 
 struct Sysgenid {

@@ -82,18 +82,14 @@ impl Uevents {
         Ok((Self(errand), events))
     }
 
-    /// Notes that an event with this value is to be sent, after those that were noted before. Says whether
-    /// [`send`](Self::send) is to be called; if not, somebody else has or will.
+    /// Notes that an event with this value is to be sent, after those that were noted before.
     ///
-    /// Both wait for nobody, in any context in which spin locks may be taken.
-    #[must_use]
-    pub(crate) fn note(&self, value: u32) -> bool {
-        let mut pending = self.0.pending.lock();
-        pending.push(value);
-        pending.count == 1
+    /// This and [`send`](Self::send) wait for nobody, in any context in which spin locks may be taken.
+    pub(crate) fn note(&self, value: u32) {
+        self.0.pending.lock().push(value);
     }
 
-    /// Has everything sent that was noted.
+    /// Has everything sent that was noted. Each who noted something calls it: whoever did so first may be kept from it.
     pub(crate) fn send(&self) {
         // If that is to come already, it finds what was noted since.
         self.0.run_soon();

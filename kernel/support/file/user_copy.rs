@@ -2,7 +2,7 @@
 
 //! Where what is read goes to, and what is written comes from: one buffer or many.
 //!
-//! `read` and `write` have one buffer in user space. What else there is (`readv`, `io_uring`, splicing)
+//! `read` and `write` have one buffer in user space. What else there is (`readv`, `io_uring`)
 //! has an [I/O vector](kernel::iov), which can be that too, but is slower to make than to use.
 //!
 //! C headers: [`include/linux/uaccess.h`](srctree/include/linux/uaccess.h),

@@ -68,9 +68,7 @@ pub unsafe extern "C" fn sysgenid_bump_generation() {
 /// Always safe to call; `#[export]` wants it to be declared so.
 #[export]
 pub unsafe extern "C" fn sysgenid_register_backend() {
-    if let Some(instance) = INSTANCE.get() {
-        instance.add_backend();
-    }
+    INSTANCE.with(Instance::add_backend);
 }
 
 /// Takes a call of `sysgenid_register_backend()` back. Context: as above.
@@ -80,9 +78,7 @@ pub unsafe extern "C" fn sysgenid_register_backend() {
 /// Always safe to call; `#[export]` wants it to be declared so.
 #[export]
 pub unsafe extern "C" fn sysgenid_unregister_backend() {
-    if let Some(instance) = INSTANCE.get() {
-        instance.remove_backend();
-    }
+    INSTANCE.with(Instance::remove_backend);
 }
 
 struct SysgenidModule {
