@@ -150,7 +150,7 @@ enum sysgenid_error sysgenid_probe_stamp(const struct sysgenid_probe *probe,
                                          struct sysgenid_stamp *stamp);
 
 /**
- * Whether the machine was restored since a stamp was taken: two loads. Take a new stamp by
+ * Whether the machine was restored since a stamp was taken: three loads. Take a new stamp by
  * sysgenid_probe_stamp_for_rebuild() before acting on the answer. A value that must not leave a clone that it was
  * not made for is checked after use as well. If an argument is NULL it is true, which is never wrong.
  *

@@ -10,6 +10,7 @@ mod guarded;
 mod node;
 mod orchestrator;
 mod probe;
+mod process;
 mod random;
 #[cfg(feature = "rand")]
 mod rng;

@@ -47,11 +47,17 @@ impl Node {
         if let Some(path) = path_of_environment() {
             return Self::open(&path, access).map_err(Error::of_environment);
         }
+        Self::find_anywhere(access)
+    }
+
+    /// Opens the node of this machine, whatever the environment says.
+    pub(crate) fn find_anywhere(access: Access) -> Result<Self, Error> {
         let mut first_refusal = None;
         for path in PATHS {
             match Self::open(Path::new(path), access) {
                 Err(error) if error.is_absent() => {}
-                Err(error @ Error::NoPermission { .. }) => {
+                // Another one may be there, also where a server has left its node behind.
+                Err(error @ (Error::NoPermission { .. } | Error::Gone { .. })) => {
                     first_refusal.get_or_insert(error);
                 }
                 opened => return opened,
@@ -222,7 +228,8 @@ fn is_device(path: &Path) -> bool {
         .is_ok_and(|file| FileType::from_raw_mode(file.st_mode) == FileType::CharacterDevice)
 }
 
-fn path_of_environment() -> Option<PathBuf> {
+/// The path that the environment names, for whoever may listen to it.
+pub(crate) fn path_of_environment() -> Option<PathBuf> {
     if is_secure_execution() {
         return None;
     }

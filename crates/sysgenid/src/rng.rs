@@ -16,7 +16,7 @@ use crate::random::fill_random;
 /// generation.
 ///
 /// What such a generator has buffered is part of every snapshot, so each draw looks at the probe: before it where it is
-/// a number, after it where bytes are filled, which are filled anew if need be. It costs two loads.
+/// a number, after it where bytes are filled, which are filled anew if need be. It costs three loads.
 ///
 /// A forked child draws something else than its parent: a fork is a change.
 ///

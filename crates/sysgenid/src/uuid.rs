@@ -2,7 +2,7 @@
 
 //! Identifiers that no two clones hand out.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rand::Rng;
@@ -10,6 +10,7 @@ use rand::rngs::StdRng;
 use uuid::{Builder, Uuid};
 
 use crate::probe::Probe;
+use crate::process::PerProcess;
 use crate::rng::{ReseedError, SnapSafeRng};
 
 /// How many bits of a v7 identifier count those of one millisecond (`rand_a` of RFC 9562).
@@ -18,8 +19,7 @@ const COUNTER_BITS: u32 = 12;
 /// Makes v4 and v7 identifiers ([RFC 9562](https://www.rfc-editor.org/rfc/rfc9562)) from a [`SnapSafeRng`], so that
 /// two clones of one snapshot do not make the same.
 ///
-/// It is `Sync`: one serves all threads, under a lock. After `fork` a child makes the ids that its parent makes: let it
-/// have a generator of its own.
+/// It is `Sync`: one serves all threads, under a lock. A forked child makes other identifiers than its parent.
 ///
 /// # Example
 ///
@@ -37,7 +37,10 @@ const COUNTER_BITS: u32 = 12;
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct UuidGenerator(Mutex<State>);
+pub struct UuidGenerator {
+    probe: Probe,
+    state: PerProcess<Mutex<State>>,
+}
 
 #[derive(Debug)]
 struct State {
@@ -55,11 +58,11 @@ impl UuidGenerator {
     ///
     /// If the operating system gives no randomness.
     pub fn new(probe: Probe) -> Result<Self, ReseedError> {
-        Ok(Self(Mutex::new(State {
-            rng: SnapSafeRng::new(probe)?,
-            milliseconds: 0,
-            counter: 0,
-        })))
+        let state = State::new(&probe)?;
+        Ok(Self {
+            probe,
+            state: PerProcess::new(Mutex::new(state)),
+        })
     }
 
     /// A random identifier.
@@ -69,7 +72,7 @@ impl UuidGenerator {
     /// If the machine was restored and the operating system gives no randomness.
     pub fn v4(&self) -> Uuid {
         let mut bytes = [0; 16];
-        self.state().rng.fill_bytes(&mut bytes);
+        self.with_state(|state| state.rng.fill_bytes(&mut bytes));
         Builder::from_random_bytes(bytes).into_uuid()
     }
 
@@ -83,21 +86,37 @@ impl UuidGenerator {
     ///
     /// As [`v4`](Self::v4).
     pub fn v7(&self) -> Uuid {
-        let mut state = self.state();
-        let (milliseconds, counter) = state.tick(now());
         let mut random = [0; 10];
-        state.rng.fill_bytes(&mut random);
+        let (milliseconds, counter) = self.with_state(|state| {
+            let tick = state.tick(now());
+            state.rng.fill_bytes(&mut random);
+            tick
+        });
         random[..2].copy_from_slice(&counter.to_be_bytes());
         Builder::from_unix_timestamp_millis(milliseconds, &random).into_uuid()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        // A draw that panics changes nothing.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn with_state<R>(&self, work: impl FnOnce(&mut State) -> R) -> R {
+        let new = || match State::new(&self.probe) {
+            Ok(state) => Mutex::new(state),
+            Err(error) => panic!("{error}"),
+        };
+        self.state.with(new, |state| {
+            // A draw that panics changes nothing.
+            work(&mut state.lock().unwrap_or_else(PoisonError::into_inner))
+        })
     }
 }
 
 impl State {
+    fn new(probe: &Probe) -> Result<Self, ReseedError> {
+        Ok(Self {
+            rng: SnapSafeRng::new(probe.clone())?,
+            milliseconds: 0,
+            counter: 0,
+        })
+    }
+
     /// The time and the number of the next identifier: greater than the last one's, also where the clock has gone
     /// back.
     fn tick(&mut self, now: u64) -> (u64, u16) {
@@ -168,8 +187,7 @@ mod tests {
 
     #[test]
     fn v7_grows_also_if_the_clock_goes_back_and_when_a_millisecond_is_full() {
-        let (_machine, generator) = generator();
-        let mut state = generator.state();
+        let mut state = State::new(&Probe::never()).unwrap();
         let mut last = state.tick(1000);
         for now in [999, 1000].into_iter().cycle().take(20_000) {
             let next = state.tick(now);

@@ -4,7 +4,11 @@
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
+use std::panic::AssertUnwindSafe;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
 
 use rustix::process::{WaitOptions, waitpid};
 use sysgenid::testing::SimulatedMachine;
@@ -17,7 +21,7 @@ fn in_child(work: impl FnOnce() -> Vec<u8>) -> Vec<u8> {
     // system calls. It ends without running what belongs to its parent.
     let child = unsafe { libc::fork() };
     if child == 0 {
-        let said = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        let said = std::panic::catch_unwind(AssertUnwindSafe(work));
         let succeeded = said.is_ok_and(|said| writer.write_all(&said).is_ok());
         // SAFETY: As above.
         unsafe { libc::_exit(i32::from(!succeeded)) };
@@ -67,6 +71,59 @@ fn a_guarded_value_is_not_shared_with_a_child() {
     });
     assert_eq!(said, [0, 1]);
     assert!(before.is_current() && *guarded.get() == 0);
+}
+
+#[test]
+fn a_child_waits_for_the_notice_as_well() {
+    let machine = SimulatedMachine::new();
+    let probe = machine.probe();
+    // A counter that counts.
+    machine.restore();
+    let stamp = probe.stamp();
+    let said = in_child(|| {
+        // The hypervisor's word, of a restore that the kernel has not noticed yet.
+        machine.count_restore();
+        let started = Instant::now();
+        probe.stamp_for_rebuild(&stamp);
+        vec![u8::from(started.elapsed() >= Duration::from_millis(900))]
+    });
+    assert_eq!(
+        said,
+        [1],
+        "it would draw from a generator that is not reseeded"
+    );
+}
+
+#[test]
+fn a_child_waits_for_no_thread_that_it_does_not_have() {
+    let (tell_begun, begun) = channel();
+    let (tell_end, end) = channel();
+    let (tell_begun, end) = (Mutex::new(tell_begun), Mutex::new(end));
+    let calls = AtomicU32::new(0);
+    let guarded = Guarded::new(Probe::never(), move |_| {
+        let call = calls.fetch_add(1, Ordering::Relaxed);
+        if call == 0 {
+            tell_begun.lock().unwrap().send(()).unwrap();
+            end.lock().unwrap().recv().unwrap();
+        }
+        call
+    });
+    std::thread::scope(|scope| {
+        let rebuilding = scope.spawn(|| *guarded.get());
+        begun.recv().unwrap();
+        let said = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            in_child(|| {
+                // Whoever waits for ever is ended by this.
+                // SAFETY: It takes a number.
+                unsafe { libc::alarm(10) };
+                vec![u8::try_from(*guarded.get()).unwrap()]
+            })
+        }));
+        tell_end.send(()).unwrap();
+        assert_eq!(rebuilding.join().unwrap(), 0);
+        assert_eq!(said.unwrap(), [1]);
+    });
+    assert_eq!(*guarded.get(), 0);
 }
 
 #[cfg(feature = "rand")]

@@ -13,6 +13,7 @@ use loom::sync::Mutex;
 use sysgenid_core::Generation;
 
 use crate::probe::{Probe, Stamp};
+use crate::process::PerProcess;
 
 /// Where to ask whether the machine was restored. There is one, [`Probe`]; tests have another.
 pub(crate) trait Source {
@@ -58,7 +59,7 @@ type Rebuild<T, E> = Box<dyn Fn(Generation) -> Result<T, E> + Send + Sync>;
 pub(super) struct Shared<T, E, S: Source> {
     source: S,
     rebuild: Rebuild<T, E>,
-    state: Mutex<State<T, S::Stamp>>,
+    state: PerProcess<Mutex<State<T, S::Stamp>>>,
 }
 
 struct State<T, Stamp> {
@@ -83,7 +84,7 @@ impl<T, E, S: Source> Shared<T, E, S> {
         Self {
             source,
             rebuild: Box::new(rebuild),
-            state: Mutex::new(State { stamp, made: None }),
+            state: PerProcess::new(Mutex::new(State { stamp, made: None })),
         }
     }
 
@@ -91,13 +92,24 @@ impl<T, E, S: Source> Shared<T, E, S> {
         &self.source
     }
 
-    /// The value of the current generation. One caller rebuilds it if need be, and the others wait.
+    /// The value of the current generation. One caller rebuilds it if need be, and the others wait. A forked child has
+    /// none at first.
     pub(super) fn current(&self) -> Result<Arc<Made<T, S::Stamp>>, E> {
+        let nothing = || {
+            Mutex::new(State {
+                stamp: self.source.stamp(),
+                made: None,
+            })
+        };
+        self.state.with(nothing, |state| self.current_of(state))
+    }
+
+    fn current_of(&self, state: &Mutex<State<T, S::Stamp>>) -> Result<Arc<Made<T, S::Stamp>>, E> {
         // Dropped after the lock is released, for what they do then is their own affair.
         let _stale;
         let mut spoilt = Vec::new();
         // Whoever panicked while it was rebuilt has left no value.
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(made) = &state.made {
             if self.source.is_current(&made.stamp) {
                 return Ok(Arc::clone(made));

@@ -7,7 +7,7 @@ mod source;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
+use std::sync::atomic::{AtomicU64, Ordering, compiler_fence, fence};
 use std::time::{Duration, Instant};
 
 use sysgenid_core::{Generation, PageWord};
@@ -37,6 +37,9 @@ const NOTICE_INTERVAL: Duration = Duration::from_millis(1);
 /// first one was looked for and whoever serves it now: the daemon again, or the module in its place. That the node is back
 /// is a change, for nobody knows what happened meanwhile. The same holds for a probe that was opened
 /// [before there was a node](Self::open_or_never).
+///
+/// To look for it opens files and maps memory, by one thread at a time. A program that forbids itself such calls (seccomp)
+/// must let them fail by an error, or a probe whose node goes is the end of it.
 ///
 /// Without FUSE passthrough a daemon that is killed cannot say so in the page. A [`Watcher`](crate::Watcher)
 /// is told then; [`look_for_node`](Self::look_for_node) has the probe follow.
@@ -188,14 +191,17 @@ impl Probe {
     #[inline]
     pub fn stamp(&self) -> Stamp {
         // The epoch first: a child that has not settled must look at nothing else, and who sees a new one sees its page.
-        let epoch = self.words.epoch(Ordering::Acquire);
+        let epoch = self.words.epoch();
+        fence(Ordering::Acquire);
         if epoch == epoch::CHILD {
             return self.stamp_of_child();
         }
         // Then the counter. If the machine is restored between the two, the stamp is over at once; the other way round
         // it would pass for one of after the restore, with the notice still to come.
-        let counter = self.words.counter(Ordering::Acquire);
-        let mut page = self.words.page(Ordering::Acquire);
+        let counter = self.words.counter();
+        fence(Ordering::Acquire);
+        let mut page = self.words.page();
+        fence(Ordering::Acquire);
         if !PageWord::from_word(page).live {
             page = not_live(page);
         }
@@ -228,9 +234,9 @@ impl Probe {
         // A look after use is to be after it in the program as it runs, not only as it is written.
         compiler_fence(Ordering::SeqCst);
         // The epoch first, as in `stamp`.
-        let is_same = self.words.epoch(Ordering::Relaxed) == since.epoch
-            && self.words.page(Ordering::Relaxed) == since.page
-            && self.words.counter(Ordering::Relaxed) == since.counter;
+        let is_same = self.words.epoch() == since.epoch
+            && self.words.page() == since.page
+            && self.words.counter() == since.counter;
         !is_same && self.is_over(since)
     }
 
@@ -240,7 +246,11 @@ impl Probe {
     fn is_over(&self, since: &Stamp) -> bool {
         self.words.settle();
         Source::look_now_and_then(&self.words);
-        self.stamp().differs_from(since)
+        let is_over = self.stamp().differs_from(since);
+        if is_over {
+            self.words.confirm();
+        }
+        is_over
     }
 
     /// The stamp under which to make new secrets, now that `since` is known to be over.
@@ -261,7 +271,8 @@ impl Probe {
         loop {
             let now = self.stamp();
             let is_noticed = now.generation() != since.generation()
-                || now.epoch != since.epoch
+                // Another page, with a counter that there was none of before.
+                || (now.epoch != since.epoch && since.counter == 0)
                 || now.counter == since.counter;
             if is_noticed || Instant::now() >= deadline {
                 return now;
@@ -277,7 +288,7 @@ impl Probe {
     pub fn is_live(&self) -> bool {
         self.words.settle();
         Source::look_now_and_then(&self.words);
-        PageWord::from_word(self.words.page(Ordering::Acquire)).live
+        PageWord::from_word(self.words.page()).live
     }
 
     /// Looks for the node now, and has this probe and its clones look at whatever is at its path, which is a change if it

@@ -5,18 +5,23 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use rustix::time::{ClockId, clock_gettime};
 use sysgenid_core::PageWord;
 
 use crate::error::{Access, Error};
-use crate::node::Node;
+use crate::node::{Node, path_of_environment};
+use crate::sys::epoch::Epoch;
 use crate::sys::words::Words;
 use crate::vmclock;
 
 /// How often the node is looked for where there is none, in milliseconds.
 const LOOK_INTERVAL: u64 = 100;
+
+/// How long a thread that is told to look waits for another that does, before it asks again.
+const TURN: Duration = Duration::from_millis(1);
 
 /// Where a probe looks.
 #[derive(Debug)]
@@ -32,12 +37,63 @@ pub(super) enum Source {
 /// A node that comes and goes.
 #[derive(Debug)]
 pub(super) struct NodeSource {
-    /// Where it is; none for wherever the node of a machine may be.
-    path: Option<PathBuf>,
+    place: Place,
     /// When it was last looked for, in milliseconds of the coarse clock.
     last_look: AtomicU64,
+    /// Which process has a thread that looks; 0 for none. What a child finds of its parent's is nobody's.
+    looking: AtomicU64,
     /// What the page is of.
     shown: ArcSwapOption<Shown>,
+}
+
+/// Where the node of a probe is.
+#[derive(Debug)]
+enum Place {
+    /// At a path.
+    Path(PathBuf),
+    /// At the path that the environment names.
+    Environment(PathBuf),
+    /// Wherever the node of a machine may be.
+    Anywhere,
+}
+
+impl Place {
+    /// Where the environment says, once and for all: others may change it later.
+    fn of_machine() -> Self {
+        path_of_environment().map_or(Self::Anywhere, Self::Environment)
+    }
+
+    fn open(&self) -> Result<Node, Error> {
+        match self {
+            Self::Path(path) => Node::open(path, Access::Read),
+            Self::Environment(path) => {
+                Node::open(path, Access::Read).map_err(Error::of_environment)
+            }
+            Self::Anywhere => Node::find_anywhere(Access::Read),
+        }
+    }
+}
+
+/// A turn of one thread to look for the node.
+struct Looking<'a>(&'a AtomicU64);
+
+impl<'a> Looking<'a> {
+    /// Begins it, if no other thread of this process has one.
+    fn begin(looking: &'a AtomicU64) -> Option<Self> {
+        let process = Epoch::process();
+        let before = looking.load(Ordering::Relaxed);
+        let is_mine = before != process
+            && looking
+                .compare_exchange(before, process, Ordering::Acquire, Ordering::Relaxed)
+                .is_ok();
+        is_mine.then_some(Self(looking))
+    }
+}
+
+impl Drop for Looking<'_> {
+    fn drop(&mut self) {
+        self.0.store(0, Ordering::Release);
+    }
 }
 
 /// What is shown in the place that a probe looks at.
@@ -51,30 +107,27 @@ struct Shown {
 impl Source {
     /// The node of this machine.
     pub(super) fn anywhere() -> Self {
-        Self::node(None)
+        Self::node(Place::of_machine())
     }
 
     /// The node at a path.
     pub(super) fn at(path: &Path) -> Self {
-        Self::node(Some(path.to_owned()))
+        Self::node(Place::Path(path.to_owned()))
     }
 
-    fn node(path: Option<PathBuf>) -> Self {
+    fn node(place: Place) -> Self {
         Self::Node(Box::new(NodeSource {
-            path,
+            place,
             last_look: AtomicU64::new(now()),
+            looking: AtomicU64::new(0),
             shown: ArcSwapOption::empty(),
         }))
     }
 
     /// The numbers of a node that has not been found yet.
     pub(super) fn into_words(self) -> Result<Words<Self>, Error> {
-        let path = match &self {
-            Self::Node(node) => node.path.clone().unwrap_or_default(),
-            Self::Simulation | Self::Never => PathBuf::new(),
-        };
         Words::mapped(sysgenid_vmclock::COUNTER_OFFSET, self)
-            .map_err(|errno| Error::call("have memory to map", &path, errno))
+            .map_err(|errno| Error::call("have memory to map", Path::new("a node"), errno))
     }
 
     /// Looks for the node where the page says that it will show no more changes, if nobody has just done so.
@@ -82,7 +135,7 @@ impl Source {
         let Self::Node(node) = words.data() else {
             return;
         };
-        if PageWord::from_word(words.page(Ordering::Acquire)).live {
+        if PageWord::from_word(words.page()).live {
             return;
         }
         let (last, now) = (node.last_look.load(Ordering::Relaxed), now());
@@ -94,9 +147,12 @@ impl Source {
             .last_look
             .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
             .is_ok();
-        if is_first {
+        if !is_first {
+            return;
+        }
+        if let Some(_looking) = Looking::begin(&node.looking) {
             // What cannot be opened is as good as nothing: `is_live` says so, and the next look tries again.
-            let _ = Self::attach(words);
+            let _ = Self::show_what_is_there(words, node);
         }
     }
 
@@ -105,17 +161,25 @@ impl Source {
         let Self::Node(source) = words.data() else {
             return Ok(false);
         };
-        let node = match &source.path {
-            Some(path) => Node::open(path, Access::Read),
-            None => Node::find(Access::Read),
-        }?;
+        let _looking = loop {
+            match Looking::begin(&source.looking) {
+                Some(looking) => break looking,
+                None => std::thread::sleep(TURN),
+            }
+        };
+        Self::show_what_is_there(words, source)
+    }
+
+    /// The work of [`attach`](Self::attach), for one thread at a time: what is remembered must be what is shown.
+    fn show_what_is_there(words: &Words<Self>, source: &NodeSource) -> Result<bool, Error> {
+        let node = source.place.open()?;
         let identity = Identity::of(&node)?;
         let is_live = |word| PageWord::from_word(word).live;
         let shown = source.shown.load();
         let is_shown = shown
             .as_ref()
             .is_some_and(|shown| shown.identity == identity);
-        if is_shown && is_live(words.page(Ordering::Acquire)) {
+        if is_shown && is_live(words.page()) {
             return Ok(false);
         }
         let page = node.map()?;

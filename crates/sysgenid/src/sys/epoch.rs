@@ -8,7 +8,7 @@
 
 use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use rustix::io;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
@@ -71,13 +71,39 @@ impl Epoch {
 
     /// The number of this process, for what has none of its own.
     pub(crate) fn of_process() -> &'static Self {
-        static OF_PROCESS: OnceLock<Epoch> = OnceLock::new();
         OF_PROCESS.get_or_init(|| {
-            Self::new().unwrap_or_else(|_| Self {
-                word: NonNull::from(told_by_the_c_library()),
-                owns_page: false,
+            be_told();
+            Self::new().unwrap_or_else(|_| {
+                let epoch = Self {
+                    word: NonNull::from(told_by_the_c_library()),
+                    owns_page: false,
+                };
+                epoch.advance();
+                epoch
             })
         })
+    }
+
+    /// The number of this process, which no other has had that it comes from.
+    pub(crate) fn process() -> u64 {
+        let epoch = Self::of_process();
+        epoch.settle();
+        epoch.number().load(Ordering::Relaxed)
+    }
+
+    /// Has the kernel wipe the page at a fork, which it does already unless the process was restored by a CRIU that does
+    /// not know of that.
+    pub(crate) fn confirm(&self) {
+        if self.owns_page {
+            // SAFETY: The page is ours, and this changes nothing that is in it.
+            let _ = unsafe {
+                rustix::mm::madvise(
+                    self.word.as_ptr().cast(),
+                    page_size(),
+                    Advice::LinuxWipeOnFork,
+                )
+            };
+        }
     }
 
     /// Where the number is, for as long as this is kept.
@@ -115,24 +141,108 @@ impl Drop for Epoch {
     }
 }
 
-/// A number that is set to that of a child by the C library.
+/// A number that the C library has set to that of a child.
+struct Told {
+    number: AtomicU64,
+    /// The one that was made before. None of them ever goes.
+    previous: AtomicPtr<Told>,
+}
+
+/// The last of them.
+static LAST_TOLD: AtomicPtr<Told> = AtomicPtr::new(ptr::null_mut());
+
+/// The number of this process.
+static OF_PROCESS: OnceLock<Epoch> = OnceLock::new();
+
+/// A number that is set to that of a child by the C library, where no page is wiped.
 fn told_by_the_c_library() -> &'static AtomicU64 {
-    static NUMBER: AtomicU64 = AtomicU64::new(CHILD);
-    static TOLD: OnceLock<()> = OnceLock::new();
-
-    extern "C" fn in_child() {
-        NUMBER.store(CHILD, Ordering::Relaxed);
+    be_told();
+    let told: &'static Told = Box::leak(Box::new(Told {
+        number: AtomicU64::new(CHILD),
+        previous: AtomicPtr::default(),
+    }));
+    let mut last = LAST_TOLD.load(Ordering::Acquire);
+    loop {
+        told.previous.store(last, Ordering::Relaxed);
+        let this = ptr::from_ref(told).cast_mut();
+        match LAST_TOLD.compare_exchange(last, this, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => return &told.number,
+            Err(newer) => last = newer,
+        }
     }
+}
 
+/// Has the C library call back in each child.
+fn be_told() {
+    static TOLD: OnceLock<()> = OnceLock::new();
     TOLD.get_or_init(|| {
-        // SAFETY: The function may be called at any time, and does nothing but store to a static.
+        // SAFETY: The function may be called at any time, and does nothing but store to atomics.
         let registered = unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
         assert_eq!(registered, 0, "no memory to be told of forks");
-        Epoch {
-            word: NonNull::from(&NUMBER),
-            owns_page: false,
-        }
-        .advance();
     });
-    &NUMBER
+}
+
+extern "C" fn in_child() {
+    // A process that CRIU has restored may have pages that are not wiped any more.
+    if let Some(epoch) = OF_PROCESS.get() {
+        epoch.number().store(CHILD, Ordering::Relaxed);
+    }
+    let mut next = LAST_TOLD.load(Ordering::Acquire);
+    // SAFETY: It is null or one that was leaked.
+    while let Some(told) = unsafe { next.as_ref() } {
+        told.number.store(CHILD, Ordering::Relaxed);
+        next = told.previous.load(Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether a child finds that it is one.
+    fn is_wiped(epoch: &Epoch) -> bool {
+        // SAFETY: The child looks at a number and ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let is_wiped = epoch.number().load(Ordering::Relaxed) == CHILD;
+            // SAFETY: As above.
+            unsafe { libc::_exit(i32::from(is_wiped)) };
+        }
+        let mut status = 0;
+        // SAFETY: The status is written to a local.
+        let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
+        assert_eq!(waited, child);
+        libc::WEXITSTATUS(status) == 1
+    }
+
+    #[test]
+    fn a_page_that_a_restore_has_left_as_any_other_is_wiped_again() {
+        let epoch = Epoch::new().unwrap();
+        assert!(is_wiped(&epoch));
+        // SAFETY: The page is ours.
+        unsafe {
+            rustix::mm::madvise(
+                epoch.word.as_ptr().cast(),
+                page_size(),
+                Advice::LinuxKeepOnFork,
+            )
+        }
+        .unwrap();
+        assert!(!is_wiped(&epoch));
+        epoch.confirm();
+        assert!(is_wiped(&epoch));
+    }
+
+    #[test]
+    fn where_no_page_is_wiped_the_c_library_tells_each_number() {
+        let of = |number: &'static AtomicU64| Epoch {
+            word: NonNull::from(number),
+            owns_page: false,
+        };
+        let (first, second) = (of(told_by_the_c_library()), of(told_by_the_c_library()));
+        first.advance();
+        second.advance();
+        assert!(is_wiped(&first) && is_wiped(&second));
+        assert!(Epoch::process() != CHILD);
+    }
 }

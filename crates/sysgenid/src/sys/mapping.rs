@@ -4,7 +4,7 @@
 
 use std::os::fd::AsFd;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use rustix::io;
 use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags};
@@ -99,7 +99,10 @@ impl Mapping {
     /// If it is not inside of the page, or not aligned.
     pub(crate) fn load(&self, offset: usize) -> u64 {
         // SAFETY: The word is aligned and mapped. The other side writes it as a whole.
-        unsafe { self.word(offset).as_ref() }.load(Ordering::Acquire)
+        let number = unsafe { self.word(offset).as_ref() }.load(Ordering::Relaxed);
+        // Not a load that acquires, which a machine may not be able to do of memory that is for reading only.
+        fence(Ordering::Acquire);
+        number
     }
 }
 
@@ -126,7 +129,7 @@ impl Place {
     pub(crate) fn show(&self, page: Mapping) -> io::Result<()> {
         // SAFETY: `page` is a whole mapping that nobody else looks at. What was at the place is only ever read, by atomic
         // loads, for which one page is as good as another; the kernel lets nobody look between the two.
-        unsafe {
+        let moved = unsafe {
             rustix::mm::mremap_fixed(
                 page.start.as_ptr().cast(),
                 page_size(),
@@ -134,10 +137,32 @@ impl Place {
                 MremapFlags::MAYMOVE,
                 self.0.start.as_ptr().cast(),
             )
-        }?;
+        };
+        if let Err(errno) = moved {
+            self.fill_hole();
+            return Err(errno);
+        }
         // It has moved.
         std::mem::forget(page);
         Ok(())
+    }
+
+    /// Where a page could not be shown, what was there may be gone: shows zeroes then. Without memory for that the program
+    /// ends, for others are about to look.
+    fn fill_hole(&self) {
+        // SAFETY: Nothing is replaced: what is still there stays.
+        let filled = unsafe {
+            rustix::mm::mmap_anonymous(
+                self.0.start.as_ptr().cast(),
+                page_size(),
+                ProtFlags::READ,
+                MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE,
+            )
+        };
+        match filled {
+            Ok(_) | Err(io::Errno::EXIST) => {}
+            Err(_) => std::process::abort(),
+        }
     }
 
     /// Has what is shown stay in memory; shows zeroes instead if it is not to be had any more.

@@ -138,31 +138,32 @@ impl<T> Words<T> {
         &self.shared.data
     }
 
-    /// Generation and flags.
+    /// Generation and flags. This and the others are loaded without an order; a fence makes one, which memory for reading
+    /// only allows as well.
     #[inline]
-    pub(crate) fn page(&self, ordering: Ordering) -> u64 {
+    pub(crate) fn page(&self) -> u64 {
         // SAFETY: By the type's invariant. The other side writes the word as a whole.
-        unsafe { self.page.as_ref() }.load(ordering)
+        unsafe { self.page.as_ref() }.load(Ordering::Relaxed)
     }
 
     /// What the hypervisor has counted; 0 where it does not count.
     #[inline]
-    pub(crate) fn counter(&self, ordering: Ordering) -> u64 {
+    pub(crate) fn counter(&self) -> u64 {
         // SAFETY: As above.
-        unsafe { self.counter.as_ref() }.load(ordering)
+        unsafe { self.counter.as_ref() }.load(Ordering::Relaxed)
     }
 
     /// Which page is shown to which process. In a child that has not [settled](Self::settle), look at nothing else: the
     /// page may be gone.
     #[inline]
-    pub(crate) fn epoch(&self, ordering: Ordering) -> u64 {
+    pub(crate) fn epoch(&self) -> u64 {
         // SAFETY: As above.
-        unsafe { self.epoch.as_ref() }.load(ordering)
+        unsafe { self.epoch.as_ref() }.load(Ordering::Relaxed)
     }
 
     /// In a child that has not looked yet: gives it an epoch of its own, and has its pages stay.
     pub(crate) fn settle(&self) {
-        if self.epoch(Ordering::Relaxed) != epoch::CHILD {
+        if self.epoch() != epoch::CHILD {
             return;
         }
         match &self.shared.memory {
@@ -180,6 +181,14 @@ impl<T> Words<T> {
             Memory::Simulated { .. } | Memory::Constant => {
                 Epoch::of_process().settle();
             }
+        }
+    }
+
+    /// See [`Epoch::confirm`].
+    pub(crate) fn confirm(&self) {
+        match &self.shared.memory {
+            Memory::Mapped { epoch, .. } => epoch.confirm(),
+            Memory::Simulated { .. } | Memory::Constant => Epoch::of_process().confirm(),
         }
     }
 
