@@ -7,10 +7,6 @@ use kernel::{
         File,
         LocalFile, //
     },
-    iov::{
-        IovIterDest,
-        IovIterSource, //
-    },
     mm::virt::VmaNew,
     prelude::*,
     seq_file::SeqFile,
@@ -27,6 +23,10 @@ use uevent::{
     DeviceEvents,
     Uevents, //
 };
+use user_copy::{
+    Destination,
+    Source, //
+};
 use vma::Area;
 use word_page::WordPage;
 
@@ -34,6 +34,8 @@ use word_page::WordPage;
 mod miscdevice;
 #[path = "../support/file/uevent.rs"]
 mod uevent;
+#[path = "../support/file/user_copy.rs"]
+mod user_copy;
 #[path = "../support/file/vma.rs"]
 mod vma;
 #[path = "../support/file/word_page.rs"]
@@ -61,14 +63,14 @@ impl Device for Opened {
 
     fn release(_: KBox<Self>) {}
 
-    fn read(_: Borrowed<'_, Self>, file: &LocalFile, _: &mut IovIterDest<'_>) -> Result<usize> {
+    fn read(_: Borrowed<'_, Self>, file: &LocalFile, _: &mut impl Destination) -> Result<usize> {
         let _ = file.flags();
         // A file that other threads may use, too, is not what a read has.
         let _: &File = file; // refused: E0308
         Ok(0)
     }
 
-    fn write(_: Borrowed<'_, Self>, _: &mut IovIterSource<'_>) -> Result<usize> {
+    fn write(_: Borrowed<'_, Self>, _: &mut impl Source) -> Result<usize> {
         Ok(0)
     }
 
