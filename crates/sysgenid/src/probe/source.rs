@@ -86,7 +86,8 @@ impl<'a> Looking<'a> {
             && looking
                 .compare_exchange(before, process, Ordering::Acquire, Ordering::Relaxed)
                 .is_ok();
-        is_mine.then_some(Self(looking))
+        // Not `then_some`, which would end the turn of another.
+        is_mine.then(|| Self(looking))
     }
 }
 
@@ -214,6 +215,7 @@ impl Source {
         }
     }
 }
+
 /// Milliseconds of a clock that costs no system call.
 fn now() -> u64 {
     let time = clock_gettime(ClockId::MonotonicCoarse);
@@ -248,5 +250,24 @@ impl Identity {
             device: (file.stx_rdev_major, file.stx_rdev_minor),
             inode: file.stx_ino,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_thread_at_a_time_looks_and_a_child_waits_for_none_of_its_parent() {
+        let looking = AtomicU64::new(0);
+        let turn = Looking::begin(&looking).expect("nobody looks");
+        for _ in 0..2 {
+            assert!(Looking::begin(&looking).is_none());
+        }
+        drop(turn);
+        // What a child finds where a thread of its parent was looking.
+        looking.store(Epoch::process() + 1000, Ordering::Relaxed);
+        let turn = Looking::begin(&looking);
+        assert!(turn.is_some() && Looking::begin(&looking).is_none());
     }
 }
