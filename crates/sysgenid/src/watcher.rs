@@ -109,19 +109,12 @@ impl Watcher {
     }
 
     fn of(node: Node) -> Result<Self, Error> {
-        let reader = match node.access() {
-            Access::ReadWrite => None,
-            Access::Read => Some(Reader::new(&node)?),
-        };
-        let gap = None;
-        Ok(Self(Arc::new(Inner { node, reader, gap })))
+        Inner::of(node).map(Arc::new).map(Self)
     }
 
-    /// The same watcher with a change to deal with.
-    fn after_a_gap(self) -> Result<Self, Error> {
-        let Ok(mut inner) = Arc::try_unwrap(self.0) else {
-            unreachable!("it was just opened");
-        };
+    /// Opens the node of one that has gone, with a change to deal with.
+    fn open_again(gone: &Self) -> Result<Self, Error> {
+        let mut inner = Inner::of(Node::open(gone.path(), gone.tracking().access())?)?;
         inner.gap = Some(Gap::new(&inner)?);
         Ok(Self(Arc::new(inner)))
     }
@@ -246,7 +239,7 @@ impl Attempts {
     /// One attempt: another watcher in the place of one, or how long to wait before the next attempt. It fails if
     /// there is no time for another one, or if it would be of no use.
     pub(crate) fn open(&mut self, gone: &Watcher) -> Result<Result<Watcher, Duration>, Error> {
-        match Watcher::open_at(gone.path(), gone.tracking()).and_then(Watcher::after_a_gap) {
+        match Watcher::open_again(gone) {
             Err(error) if error.is_absent() || error.is_gone() => {
                 if self.deadline.is_over() {
                     return Err(error);
@@ -286,6 +279,18 @@ impl Tracking {
 }
 
 impl Inner {
+    fn of(node: Node) -> Result<Self, Error> {
+        let reader = match node.access() {
+            Access::ReadWrite => None,
+            Access::Read => Some(Reader::new(&node)?),
+        };
+        Ok(Self {
+            node,
+            reader,
+            gap: None,
+        })
+    }
+
     pub(crate) fn node(&self) -> &Node {
         &self.node
     }

@@ -2,40 +2,29 @@
 
 //! A fork is a change for the child: what its parent keeps, it has as well.
 
+mod in_child;
+
 use std::io::{Read as _, Write as _};
-use std::os::unix::net::UnixStream;
 use std::panic::AssertUnwindSafe;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use rustix::process::{WaitOptions, waitpid};
 use sysgenid::testing::SimulatedMachine;
 use sysgenid::{Guarded, Probe};
 
-/// What a forked child says.
+use crate::in_child::Child;
+
+/// What a forked child says that succeeds.
 fn in_child(work: impl FnOnce() -> Vec<u8>) -> Vec<u8> {
-    let (mut reader, mut writer) = UnixStream::pair().expect("no sockets");
-    // SAFETY: The child uses only what is written here: memory that the C library keeps usable over a fork, and
-    // system calls. It ends without running what belongs to its parent.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
-        let said = std::panic::catch_unwind(AssertUnwindSafe(work));
-        let succeeded = said.is_ok_and(|said| writer.write_all(&said).is_ok());
-        // SAFETY: As above.
-        unsafe { libc::_exit(i32::from(!succeeded)) };
-    }
-    drop(writer);
+    let mut child = Child::fork(|to_parent| to_parent.write_all(&work()).is_ok());
     let mut said = Vec::new();
-    reader
+    child
+        .says
         .read_to_end(&mut said)
         .expect("the child cannot be heard");
-    let child = rustix::process::Pid::from_raw(child).expect("fork failed");
-    let (_, status) = waitpid(Some(child), WaitOptions::empty())
-        .expect("it is a child")
-        .expect("it has ended");
-    assert_eq!(status.exit_status(), Some(0));
+    assert_eq!(child.status(), 0);
     said
 }
 

@@ -244,7 +244,6 @@ impl Probe {
     #[cold]
     #[inline(never)]
     fn is_over(&self, since: &Stamp) -> bool {
-        self.words.settle();
         Source::look_now_and_then(&self.words);
         let is_over = self.stamp().differs_from(since);
         if is_over {
@@ -286,7 +285,6 @@ impl Probe {
     ///
     /// It looks for the node first, if that is due, and costs a load if it is there.
     pub fn is_live(&self) -> bool {
-        self.words.settle();
         Source::look_now_and_then(&self.words);
         PageWord::from_word(self.words.page()).live
     }
@@ -300,7 +298,6 @@ impl Probe {
     ///
     /// As [`open`](Self::open): then this probe goes on as it was.
     pub fn look_for_node(&self) -> Result<bool, Error> {
-        self.words.settle();
         Source::attach(&self.words)
     }
 

@@ -133,6 +133,7 @@ impl Source {
 
     /// Looks for the node where the page says that it will show no more changes, if nobody has just done so.
     pub(super) fn look_now_and_then(words: &Words<Self>) {
+        words.settle();
         let Self::Node(node) = words.data() else {
             return;
         };
@@ -159,6 +160,7 @@ impl Source {
 
     /// Has the node that is there now be shown, if it is not. Returns whether it was another one.
     pub(super) fn attach(words: &Words<Self>) -> Result<bool, Error> {
+        words.settle();
         let Self::Node(source) = words.data() else {
             return Ok(false);
         };

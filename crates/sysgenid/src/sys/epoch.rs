@@ -52,35 +52,34 @@ impl Epoch {
         // SAFETY: Nobody uses the page yet.
         let wiped = unsafe { rustix::mm::madvise(page, page_size(), Advice::LinuxWipeOnFork) };
         let word = NonNull::new(page.cast::<AtomicU64>()).ok_or(io::Errno::FAULT)?;
-        let epoch = if wiped.is_ok() {
-            Self {
-                word,
-                owns_page: true,
-            }
-        } else {
+        if wiped.is_err() {
             // SAFETY: As above.
             unsafe { rustix::mm::munmap(page, page_size()) }?;
-            Self {
-                word: NonNull::from(told_by_the_c_library()),
-                owns_page: false,
-            }
+            return Ok(Self::told());
+        }
+        let epoch = Self {
+            word,
+            owns_page: true,
         };
         epoch.advance();
         Ok(epoch)
+    }
+
+    /// One that the C library sets to that of a child.
+    fn told() -> Self {
+        let epoch = Self {
+            word: NonNull::from(told_by_the_c_library()),
+            owns_page: false,
+        };
+        epoch.advance();
+        epoch
     }
 
     /// The number of this process, for what has none of its own.
     pub(crate) fn of_process() -> &'static Self {
         OF_PROCESS.get_or_init(|| {
             be_told();
-            Self::new().unwrap_or_else(|_| {
-                let epoch = Self {
-                    word: NonNull::from(told_by_the_c_library()),
-                    owns_page: false,
-                };
-                epoch.advance();
-                epoch
-            })
+            Self::new().unwrap_or_else(|_| Self::told())
         })
     }
 
@@ -121,13 +120,12 @@ impl Epoch {
         self.number().store(unused(), Ordering::Release);
     }
 
-    /// In a child: becomes a number of its own, if no other thread was quicker. Says whether this was it.
-    pub(crate) fn settle(&self) -> bool {
+    /// In a child: becomes a number of its own, if no other thread was quicker.
+    pub(crate) fn settle(&self) {
         let number = self.number();
-        number.load(Ordering::Relaxed) == CHILD
-            && number
-                .compare_exchange(CHILD, unused(), Ordering::AcqRel, Ordering::Relaxed)
-                .is_ok()
+        if number.load(Ordering::Relaxed) == CHILD {
+            let _ = number.compare_exchange(CHILD, unused(), Ordering::AcqRel, Ordering::Relaxed);
+        }
     }
 }
 
@@ -235,13 +233,7 @@ mod tests {
 
     #[test]
     fn where_no_page_is_wiped_the_c_library_tells_each_number() {
-        let of = |number: &'static AtomicU64| Epoch {
-            word: NonNull::from(number),
-            owns_page: false,
-        };
-        let (first, second) = (of(told_by_the_c_library()), of(told_by_the_c_library()));
-        first.advance();
-        second.advance();
+        let (first, second) = (Epoch::told(), Epoch::told());
         assert!(is_wiped(&first) && is_wiped(&second));
         assert!(Epoch::process() != CHILD);
     }

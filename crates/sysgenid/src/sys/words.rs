@@ -60,6 +60,16 @@ static NEVER: AtomicU64 = AtomicU64::new(
 
 static ZERO: AtomicU64 = AtomicU64::new(0);
 
+impl Memory {
+    /// Which page is shown to which process.
+    fn epoch(&self) -> &Epoch {
+        match self {
+            Self::Mapped { epoch, .. } => epoch,
+            Self::Simulated { .. } | Self::Constant => Epoch::of_process(),
+        }
+    }
+}
+
 // SAFETY: The numbers are atomics, which all threads may use, and their keeper goes along.
 unsafe impl<T: Send + Sync> Send for Words<T> {}
 // SAFETY: As above.
@@ -108,27 +118,17 @@ impl<T> Words<T> {
     fn of(memory: Memory, data: T) -> Self {
         // INVARIANT: The places, the memory that is shared and the statics stay where they are for as long as `shared` is
         // kept.
-        let (page, counter, epoch) = match &memory {
-            Memory::Mapped {
-                page,
-                counter,
-                epoch,
-            } => (page.word(0), counter.word(0), epoch.word()),
-            Memory::Simulated { page, counter } => (
-                NonNull::from(&**page),
-                NonNull::from(&**counter),
-                Epoch::of_process().word(),
-            ),
-            Memory::Constant => (
-                NonNull::from(&NEVER),
-                NonNull::from(&ZERO),
-                Epoch::of_process().word(),
-            ),
+        let (page, counter) = match &memory {
+            Memory::Mapped { page, counter, .. } => (page.word(0), counter.word(0)),
+            Memory::Simulated { page, counter } => {
+                (NonNull::from(&**page), NonNull::from(&**counter))
+            }
+            Memory::Constant => (NonNull::from(&NEVER), NonNull::from(&ZERO)),
         };
         Self {
             page,
             counter,
-            epoch,
+            epoch: memory.epoch().word(),
             shared: Arc::new(Shared { memory, data }),
         }
     }
@@ -166,30 +166,19 @@ impl<T> Words<T> {
         if self.epoch() != epoch::CHILD {
             return;
         }
-        match &self.shared.memory {
-            Memory::Mapped {
-                page,
-                counter,
-                epoch,
-            } => {
-                for place in [page, counter] {
-                    // Without memory for a page of zeroes there is nothing better to show.
-                    let _ = place.keep();
-                }
-                epoch.settle();
-            }
-            Memory::Simulated { .. } | Memory::Constant => {
-                Epoch::of_process().settle();
+        let memory = &self.shared.memory;
+        if let Memory::Mapped { page, counter, .. } = memory {
+            for place in [page, counter] {
+                // Without memory for a page of zeroes there is nothing better to show.
+                let _ = place.keep();
             }
         }
+        memory.epoch().settle();
     }
 
     /// See [`Epoch::confirm`].
     pub(crate) fn confirm(&self) {
-        match &self.shared.memory {
-            Memory::Mapped { epoch, .. } => epoch.confirm(),
-            Memory::Simulated { .. } | Memory::Constant => Epoch::of_process().confirm(),
-        }
+        self.shared.memory.epoch().confirm();
     }
 
     /// Shows another page, and the hypervisor's counter if there is one, which is a new epoch. Nothing for numbers that

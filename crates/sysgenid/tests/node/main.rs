@@ -10,6 +10,8 @@
 
 #[cfg(feature = "tokio")]
 mod asynchronous;
+#[path = "../in_child/mod.rs"]
+mod in_child;
 mod orchestrator;
 mod permission;
 mod probe;

@@ -3,45 +3,24 @@
 //! Forks and other programs.
 
 use std::io::{Read as _, Write as _};
-use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, WaitOptions, waitpid};
 use sysgenid::{Acknowledged, Guarded, Probe};
 use sysgenid_fixture::{Machine, PATIENCE, tracked};
 
-/// Runs something in a child that has this thread only, and returns its exit status.
-fn in_child(work: impl FnOnce() -> bool) -> impl FnOnce() -> i32 {
-    // SAFETY: The child uses only what is written here: memory that the C library keeps usable over a fork, and
-    // system calls. It ends without running what belongs to its parent.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
-        let succeeded =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or(false);
-        // SAFETY: As above.
-        unsafe { libc::_exit(i32::from(!succeeded)) };
-    }
-    let child = Pid::from_raw(child).expect("fork failed");
-    move || {
-        let (_, status) = waitpid(Some(child), WaitOptions::empty())
-            .unwrap()
-            .expect("it has ended");
-        status.exit_status().unwrap_or(-1)
-    }
-}
+use crate::in_child::Child;
 
 #[test]
 #[ignore = "needs a node"]
 fn a_probe_is_live_in_a_forked_child() {
     let machine = Machine::new();
     let probe = Probe::open().unwrap();
-    let (mut reader, mut writer) = UnixStream::pair().unwrap();
-    let status = in_child(|| {
+    let mut child = Child::fork(|to_parent| {
         let started = Instant::now();
         // One of its own: the fork itself is a change.
         let stamp = probe.stamp();
-        writer.write_all(b"!").unwrap();
+        to_parent.write_all(b"!").unwrap();
         while !probe.has_changed(&stamp) {
             if started.elapsed() > PATIENCE {
                 return false;
@@ -50,9 +29,9 @@ fn a_probe_is_live_in_a_forked_child() {
         }
         true
     });
-    reader.read_exact(&mut [0]).unwrap();
+    child.says.read_exact(&mut [0]).unwrap();
     machine.bump();
-    assert_eq!(status(), 0);
+    assert_eq!(child.status(), 0);
 }
 
 #[test]
@@ -62,8 +41,8 @@ fn a_guarded_value_is_rebuilt_in_a_forked_child() {
     let guarded = Guarded::new(Probe::open().unwrap(), |generation| generation);
     let before = *guarded.get();
     machine.bump();
-    let status = in_child(|| *guarded.get() == before.next());
-    assert_eq!(status(), 0);
+    let child = Child::fork(|_| *guarded.get() == before.next());
+    assert_eq!(child.status(), 0);
 }
 
 #[test]
@@ -72,11 +51,11 @@ fn after_a_fork_parent_and_child_have_the_same_watcher() {
     let machine = Machine::new();
     let watcher = tracked();
     let generation = machine.bump();
-    let status = in_child(|| {
+    let child = Child::fork(|_| {
         let change = watcher.try_changed().unwrap().expect("a change");
         matches!(change.acknowledge(), Ok(Acknowledged::Current))
     });
-    assert_eq!(status(), 0);
+    assert_eq!(child.status(), 0);
     assert!(watcher.try_changed().unwrap().is_none());
     assert_eq!(watcher.generation().unwrap(), generation);
     machine.assert_outdated(0);

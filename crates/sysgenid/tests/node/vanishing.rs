@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use sysgenid::{Acknowledged, Generation, Guarded, Probe, Tracking, Watcher};
-use sysgenid_fixture::{Daemon, PATIENCE};
+use sysgenid_fixture::{Daemon, PATIENCE, eventually};
 
 #[test]
 #[ignore = "needs a daemon"]
@@ -98,15 +98,6 @@ fn drop_caches() {
     std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
 }
 
-/// Waits until something is so.
-fn until(what: &str, condition: impl Fn() -> bool) {
-    let started = Instant::now();
-    while !condition() {
-        assert!(started.elapsed() < PATIENCE, "{what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
 #[test]
 #[ignore = "needs a daemon"]
 fn what_is_built_on_a_probe_follows_a_node_that_goes_and_comes() {
@@ -132,7 +123,7 @@ fn what_is_built_on_a_probe_follows_a_node_that_goes_and_comes() {
             assert_eq!(*guarded.get(), value + 1);
             assert_eq!(*guarded.get(), value + 1);
             daemon.start_again();
-            until("a clone looks at the node that has come back", || {
+            eventually("a clone looks at the node that has come back", || {
                 guarded.probe().has_changed(&ended)
             });
             assert!(probe.is_live() && probe.has_changed(&before));
@@ -171,7 +162,7 @@ fn a_probe_that_was_there_before_the_node_finds_it() {
         let before = probe.stamp();
         assert!(!probe.has_changed(&before));
         daemon.start_again();
-        until("it finds the node", || probe.has_changed(&before));
+        eventually("the probe finds the node", || probe.has_changed(&before));
         assert!(probe.is_live() && probe.path().unwrap() == daemon.node());
         let stamp = probe.stamp();
         daemon.orchestrator().bump().unwrap();
